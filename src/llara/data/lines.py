@@ -1,0 +1,112 @@
+"""Opens plain and gzip files alike and reads them line by line, in bounded memory."""
+
+import gzip
+import hashlib
+import io
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from llara.errors import DataError
+
+MAX_LINE_BYTES = 64 * 2**20
+"""A longer line is not kept: it is reported as a bad row."""
+
+_GZIP_MAGIC = b"\x1f\x8b"
+_UTF8_BOM = b"\xef\xbb\xbf"
+_SKIP_BYTES = 2**20
+
+
+class Line(NamedTuple):
+    """One line without its end. Where it is too long, `data` is empty and `oversize` says what was there."""
+
+    number: int
+    data: bytes
+    oversize: bytes = b""
+
+
+def plain_name(path: Path) -> str:
+    """Returns a file's name in lower case, without `.gz`."""
+    return path.name.lower().removesuffix(".gz")
+
+
+@contextmanager
+def open_bytes(path: Path) -> Iterator[BinaryIO]:
+    """Opens a plain or gzip file, told apart by the first bytes, for a name may lie. DataError where it cannot be."""
+    try:
+        raw = path.open("rb")
+    except FileNotFoundError:
+        raise DataError(path, None, "no such file") from None
+    except OSError as error:
+        raise DataError(path, None, f"cannot be read: {error.strerror}") from error
+    with raw:
+        # Files are expected, but a pipe works too: peek, where seek would not.
+        if raw.peek(2)[:2] == _GZIP_MAGIC:
+            with gzip.GzipFile(fileobj=raw, mode="rb") as unpacked:
+                yield io.BufferedReader(unpacked, 2**17)  # type: ignore[type-var]
+        else:
+            yield raw
+
+
+def read_lines(path: Path, max_bytes: int = MAX_LINE_BYTES) -> Iterator[Line]:
+    r"""Yields the lines of a file, `\n` or `\r\n` and a UTF-8 byte order mark taken off.
+
+    DataError for a file that is missing, empty, unreadable, or a gzip file that is cut or damaged (with the line).
+    """
+    number = 0
+    with open_bytes(path) as stream:
+        while True:
+            try:
+                line = _next_line(stream, number + 1, max_bytes)
+            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+                raise DataError(path, number + 1, f"the gzip file is cut or damaged here ({error})") from error
+            except OSError as error:
+                raise DataError(path, number + 1, f"cannot be read: {error.strerror or error}") from error
+            if line is None:
+                break
+            number += 1
+            yield line
+    if number == 0:
+        raise DataError(path, None, "the file is empty")
+
+
+def read_whole(path: Path) -> bytes:
+    """Returns a file's bytes, unpacked. DataError as `read_lines` has it."""
+    with open_bytes(path) as stream:
+        try:
+            data = stream.read()
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise DataError(path, None, f"the gzip file is cut or damaged ({error})") from error
+        except OSError as error:
+            raise DataError(path, None, f"cannot be read: {error.strerror or error}") from error
+    if not data:
+        raise DataError(path, None, "the file is empty")
+    return data.removeprefix(_UTF8_BOM)
+
+
+def digest(data: bytes) -> bytes:
+    """Returns 16 bytes that stand for `data`: short enough to keep by the million, too long to collide."""
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+def _next_line(stream: BinaryIO, number: int, max_bytes: int) -> Line | None:
+    # Two bytes more than the limit: room for the line end.
+    data = stream.readline(max_bytes + 2)
+    if not data:
+        return None
+    if number == 1:
+        data = data.removeprefix(_UTF8_BOM)
+    if not data.endswith(b"\n") and len(data) > max_bytes:
+        return _oversize(stream, number, data)
+    return Line(number, data.removesuffix(b"\n").removesuffix(b"\r"))
+
+
+def _oversize(stream: BinaryIO, number: int, start: bytes) -> Line:
+    # The rest is read past in pieces; size and checksum remain, so that a change of the row can be told.
+    checksum, size, piece = hashlib.blake2b(start, digest_size=16), len(start), start
+    while not piece.endswith(b"\n") and (piece := stream.readline(_SKIP_BYTES)):
+        checksum.update(piece)
+        size += len(piece)
+    return Line(number, b"", b"%d %s" % (size, checksum.hexdigest().encode()))

@@ -1,0 +1,238 @@
+"""The raw rows of any corpus, streaming: which rows there are depends on the file's format, never on their content.
+
+Reading (here) is kept apart from understanding (`documents.py`), so that a job may skip or report a bad row and go on,
+and so that a row can be fingerprinted as it stands in the file.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from llara.data.lines import Line, digest, open_bytes, plain_name, read_lines, read_whole
+from llara.data.lines import MAX_LINE_BYTES as MAX_LINE_BYTES
+from llara.errors import DataError
+
+Format = Literal["json lines", "tsv", "text", "squad", "beir", "text folder"]
+
+KNOWN_FORMATS = (
+    "JSON lines (.jsonl, .json), tab-separated (.tsv), plain text (.txt, .md), each also as .gz, SQuAD JSON (.json), "
+    "a folder of .txt files, or a BEIR folder (corpus.jsonl)"
+)
+_SUFFIXES: dict[str, Format] = {
+    ".jsonl": "json lines",
+    ".ndjson": "json lines",
+    ".tsv": "tsv",
+    ".txt": "text",
+    ".md": "text",
+}
+
+
+class Row(NamedTuple):
+    """One raw row of a corpus.
+
+    path: the file it stands in. line: where it starts, from 1 (for SQuAD JSON: the number of the paragraph).
+    data: its bytes without line end. Where the layout rather than the row gives the id (plain text), `data` starts with
+        the id and a newline, so that a checksum of `data` covers all that decides the document.
+    kind: json, tsv, text, or oversize (then `data` holds the size in bytes and a checksum instead).
+    """
+
+    path: str
+    line: int
+    data: bytes
+    kind: str
+
+
+def read_rows(paths: Sequence[Path]) -> Iterator[Row]:
+    """Yields every row of the corpora, in order, good or bad, in memory bounded by the longest row (at most 64 MiB).
+
+    SQuAD JSON is the exception: one JSON value, it is read whole. DataError for a file that is missing, empty,
+    unreadable, cut (gzip), or of a format unknown, and for a folder that holds no corpus; never for a bad row.
+    """
+    for path in map(Path, paths):
+        yield from _read_one(path)
+
+
+def format_of(path: Path) -> Format:
+    """Returns the format of a corpus file or folder, told by its name and, where that is silent, by its first line."""
+    if path.is_dir():
+        return _folder_format(path)
+    name = plain_name(path)
+    suffix = Path(name).suffix
+    if suffix == ".parquet":
+        raise DataError(path, None, "parquet is not supported yet; convert it to JSON lines (_id, title, text)")
+    if suffix in _SUFFIXES:
+        return _SUFFIXES[suffix]
+    first = next(read_lines(path)).data.lstrip()
+    if first.startswith(b"{") and suffix == ".json":
+        return "json lines" if _is_row(first) else "squad"
+    if first.startswith(b"{"):
+        return "json lines"
+    raise DataError(path, None, f"unknown format; known are: {KNOWN_FORMATS}")
+
+
+def beir_file(folder: Path, name: str) -> Path | None:
+    """Returns the file `name` of a BEIR folder, plain or as `.gz`, or None."""
+    candidates = (folder / name, folder / f"{name}.gz")
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def squad_paragraphs(path: Path) -> list[dict[str, Any]]:
+    """Returns the distinct paragraphs of SQuAD JSON as `{"_id", "title", "text", "questions": [[id, text], ...]}`.
+
+    A paragraph that stands in the file twice is one document with the questions of both. Ids are `<article>-<n>`.
+    """
+    distinct: dict[str, dict[str, Any]] = {}
+    counts: dict[str, int] = {}
+    for where, title, paragraph in _squad_entries(path):
+        context = _text_field(path, paragraph, "context", where)
+        if context not in distinct:
+            counts[title] = counts.get(title, 0) + 1
+            document_id = as_id(f"{title}-{counts[title]}")
+            distinct[context] = {"_id": document_id, "title": title.replace("_", " "), "text": context, "questions": []}
+        for number, question in enumerate(paragraph.get("qas", [])):
+            at = f"{where}.qas[{number}]"
+            pair = [_text_field(path, question, "id", at), _text_field(path, question, "question", at)]
+            distinct[context]["questions"].append(pair)
+    if not distinct:
+        raise DataError(path, None, "the SQuAD JSON holds no paragraph")
+    return list(distinct.values())
+
+
+def as_id(name: str) -> str:
+    """Returns a name of a file or article as an id: white space and control characters become %XX, as in an URL."""
+    if name.isprintable() and " " not in name and "%" not in name:
+        return name
+    return "".join(
+        char if char.isprintable() and not char.isspace() and char != "%" else _percent(char) for char in name
+    )
+
+
+def _percent(char: str) -> str:
+    # surrogateescape: a file name need not be UTF-8.
+    return "".join(f"%{byte:02X}" for byte in char.encode("utf-8", "surrogateescape"))
+
+
+def _read_one(path: Path) -> Iterator[Row]:
+    match format_of(path):
+        case "beir":
+            corpus = beir_file(path, "corpus.jsonl")
+            assert corpus is not None
+            yield from _line_rows(corpus, "json")
+        case "text folder":
+            yield from _folder_rows(path)
+        case "json lines":
+            yield from _line_rows(path, "json")
+        case "tsv":
+            yield from _line_rows(path, "tsv")
+        case "text":
+            yield from _passage_rows(path)
+        case "squad":
+            for number, paragraph in enumerate(squad_paragraphs(path), start=1):
+                del paragraph["questions"]
+                yield Row(str(path), number, json.dumps(paragraph).encode(), "json")
+
+
+def _line_rows(path: Path, kind: str) -> Iterator[Row]:
+    name = str(path)
+    for line in read_lines(path, MAX_LINE_BYTES):
+        if line.oversize:
+            yield Row(name, line.number, line.oversize, "oversize")
+        else:
+            yield Row(name, line.number, line.data, kind)
+
+
+def _passage_rows(path: Path) -> Iterator[Row]:
+    name, stem, number = str(path), as_id(Path(path.name.removesuffix(".gz")).stem), 0
+    for number, passage in enumerate(_passages(path), start=1):
+        if any(line.oversize for line in passage):
+            yield Row(name, passage[0].number, _joined(passage).oversize, "oversize")
+        else:
+            text = b"\n".join(line.data for line in passage)
+            yield Row(name, passage[0].number, f"{stem}-{number}\n".encode() + text, "text")
+    if number == 0:
+        raise DataError(path, None, "the file holds white space only")
+
+
+def _passages(path: Path) -> Iterator[list[Line]]:
+    """Yields runs of lines between blank lines; one that grows too long is kept as a size and a checksum."""
+    passage: list[Line] = []
+    size = 0
+    for line in read_lines(path, MAX_LINE_BYTES):
+        if line.oversize or line.data.strip():
+            passage.append(line)
+            size += len(line.data) + 1
+            if size > MAX_LINE_BYTES:
+                passage, size = [_joined(passage)], 0
+        elif passage:
+            yield passage
+            passage, size = [], 0
+    if passage:
+        yield passage
+
+
+def _joined(lines: list[Line]) -> Line:
+    size = sum(int(line.oversize.split()[0]) if line.oversize else len(line.data) for line in lines)
+    checksum = digest(b"\n".join(line.oversize or line.data for line in lines)).hex()
+    return Line(lines[0].number, b"", b"%d %s" % (size, checksum.encode()))
+
+
+def _folder_rows(folder: Path) -> Iterator[Row]:
+    for path in _text_files(folder):
+        with open_bytes(path) as stream:
+            data = stream.read(MAX_LINE_BYTES + 1)
+        if len(data) > MAX_LINE_BYTES:
+            size = path.stat().st_size
+            yield Row(str(path), 1, b"%d %s" % (size, digest(data).hex().encode()), "oversize")
+        else:
+            head = as_id(path.relative_to(folder).as_posix())
+            yield Row(str(path), 1, head.encode() + b"\n" + data.removeprefix(b"\xef\xbb\xbf"), "text")
+
+
+def _text_files(folder: Path) -> list[Path]:
+    files = [path for path in folder.rglob("*.txt") if path.is_file()]
+    files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    return sorted(files, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def _folder_format(folder: Path) -> Format:
+    if beir_file(folder, "corpus.jsonl"):
+        return "beir"
+    if _text_files(folder):
+        return "text folder"
+    raise DataError(folder, None, "the folder holds no corpus: neither corpus.jsonl (or .jsonl.gz) nor a .txt file")
+
+
+def _is_row(line: bytes) -> bool:
+    """Tells JSON lines from a JSON file of one value: is the first line a whole object, and not SQuAD's?"""
+    try:
+        value = json.loads(line)
+    except ValueError:  # also what JSON and UTF-8 errors are
+        return False
+    return isinstance(value, dict) and not isinstance(value.get("data"), list)
+
+
+def _squad_entries(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yields where a paragraph stands, its article's title, and the paragraph."""
+    try:
+        value = json.loads(read_whole(path))
+    except (ValueError, RecursionError) as error:
+        raise DataError(path, None, f"neither JSON lines nor SQuAD JSON: {error}") from error
+    articles = value.get("data") if isinstance(value, dict) else None
+    if not isinstance(articles, list):
+        raise DataError(path, None, "neither JSON lines nor SQuAD JSON: no list in the field data")
+    for number, article in enumerate(articles):
+        where = f"data[{number}]"
+        paragraphs = article.get("paragraphs") if isinstance(article, dict) else None
+        if not isinstance(paragraphs, list):
+            raise DataError(path, None, f"{where}: no list in the field paragraphs")
+        title = article.get("title") or f"article{number + 1}"
+        for position, paragraph in enumerate(paragraphs):
+            yield f"{where}.paragraphs[{position}]", str(title), paragraph
+
+
+def _text_field(path: Path, value: Any, field: str, where: str) -> str:
+    text = value.get(field) if isinstance(value, dict) else None
+    if not isinstance(text, str):
+        raise DataError(path, None, f"{where}: the field {field} is missing or not text")
+    return text
