@@ -1,0 +1,155 @@
+"""Exact inner-product search over vectors, through FAISS and memory-mapped."""
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llara.errors import ModelError, StorageError
+from llara.files import FileRecord, write_atomic
+from llara.index.base import Answer, Floats, Ids, Manifest, Positions, best_first, stack
+
+FILE = "index.faiss"
+_BATCH = 1024  # queries per FAISS call, fewer where that many hits at once would take much memory
+_CELLS = 1 << 24
+_SPARE = 16  # candidates fetched beyond top_k at first; fourfold until the boundary is clear
+_COUNT_AT, _SIZE_AT, _HEADER = 8, 37, 45  # where FAISS keeps two 64-bit numbers, and the length of its header
+
+
+class FlatIndex:
+    """An exact index: every query is compared with every vector.
+
+    FAISS finds the candidates. Their scores are then computed again, in float64 and rounded to float32, so that they
+    do not depend on the batch, the number of threads or the position of a document, and equal vectors tie exactly.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.manifest, self.ids = manifest, Ids(folder)
+        self.dim = int(manifest.settings["dim"])
+        self._max_norm = float(manifest.settings["max_norm"])
+        self._faiss = _open(folder / FILE, manifest)
+        shape = (manifest.count, self.dim)
+        self._vectors = np.memmap(folder / FILE, np.dtype("<f4"), "r", offset=_HEADER, shape=shape)
+        if len(self.ids) != manifest.count:
+            raise StorageError(folder, f"is damaged: {len(self.ids)} ids for {manifest.count} vectors")
+
+    def __len__(self) -> int:
+        return self.manifest.count
+
+    def search(self, queries: Floats, top_k: int) -> Answer:
+        """Returns the `top_k` best documents of each query; `queries` is float32 [queries, dim].
+
+        ModelError when the queries have another dimension than the index.
+        """
+        if queries.ndim != 2 or queries.shape[1] != self.dim:
+            shape = " x ".join(map(str, queries.shape))
+            raise ModelError(f"the index holds vectors of dimension {self.dim}, the queries are {shape}: {self.origin}")
+        if not np.isfinite(queries).all():
+            raise ModelError("the query vectors hold values that are not finite")
+        top_k, queries = min(top_k, len(self)), np.ascontiguousarray(queries, np.float32)
+        rows: list[tuple[Floats, Positions]] = [(np.empty(0, np.float32), np.empty(0, np.int64))] * len(queries)
+        pending, fetch = list(range(len(queries))), min(top_k + _SPARE, len(self))
+        while pending and fetch:
+            unclear: list[int] = []
+            step = max(1, min(_BATCH, _CELLS // fetch))
+            for start in range(0, len(pending), step):
+                unclear += self._search_batch(queries, pending[start : start + step], top_k, fetch, rows)
+            pending, fetch = unclear, min(4 * fetch, len(self))
+        return stack(rows, top_k)
+
+    @property
+    def origin(self) -> str:
+        """Says which model the index was built with."""
+        return f"it was built with the model {(self.manifest.model or {}).get('path', 'unknown')}"
+
+    def _search_batch(
+        self, queries: Floats, batch: list[int], top_k: int, fetch: int, rows: list[tuple[Floats, Positions]]
+    ) -> list[int]:
+        """Fills in `rows` of the queries in `batch`; returns those whose boundary needs more candidates to be clear."""
+        unclear: list[int] = []
+        for row, scores, positions in zip(batch, *self._faiss.search(queries[batch], fetch), strict=True):
+            floor = scores[top_k - 1] - self._margin(queries[row])
+            if scores[-1] >= floor and fetch < len(self):
+                unclear.append(row)
+                continue
+            near = positions[scores >= floor]
+            rows[row] = best_first(self._score(queries[row], near), near, self.ids, top_k)
+        return unclear
+
+    def _margin(self, query: Floats) -> float:
+        """How far below the k-th score of FAISS a document may stand that belongs into the first k.
+
+        Any summation order of a float32 dot product errs by at most about dim * 2^-24 * |q| * |x| (Higham, Accuracy
+        and Stability of Numerical Algorithms, section 3.1), and two scores are compared.
+        """
+        return 2.1 * self.dim * 2.0**-24 * self._max_norm * float(np.linalg.norm(query.astype(np.float64)))
+
+    def _score(self, query: Floats, positions: Positions) -> Floats:
+        # Summed along each row: unlike a matrix product, this gives equal rows equal sums wherever they stand.
+        products = self._vectors[positions].astype(np.float64) * query.astype(np.float64)
+        return np.asarray(products.sum(axis=1), np.float32)
+
+
+def write_flat(
+    folder: Path, shards: Iterable[Any], count: int, dim: int
+) -> tuple[dict[str, FileRecord], dict[str, Any]]:
+    """Writes the FAISS file from shards (float arrays [rows, dim]); returns its record and the settings.
+
+    Vectors are streamed from the shards to the file, never all in memory: FAISS itself would need twice the size of
+    the index. The header is FAISS' own, with the number of vectors filled in.
+    """
+    largest = 0.0
+
+    def chunks() -> Iterator[bytes]:
+        nonlocal largest
+        yield _header(count, dim)
+        for shard in shards:
+            block = np.ascontiguousarray(shard, np.dtype("<f4"))
+            if not np.isfinite(block).all():
+                raise StorageError(folder, "the vectors hold values that are not finite; encode the corpus again")
+            if len(block):
+                largest = max(largest, float(np.linalg.norm(block.astype(np.float64), axis=1).max()))
+            yield block.tobytes()
+
+    record = write_atomic(folder / FILE, chunks(), _HEADER + 4 * count * dim)
+    return {FILE: record}, {"dim": dim, "max_norm": largest, "header": _header_digest(folder / FILE)}
+
+
+def _header(count: int, dim: int) -> bytes:
+    import faiss
+
+    def fill(header: bytes, rows: int) -> bytes:
+        filled = bytearray(header)
+        filled[_COUNT_AT : _COUNT_AT + 8] = rows.to_bytes(8, "little")
+        filled[_SIZE_AT : _SIZE_AT + 8] = (rows * dim).to_bytes(8, "little")
+        return bytes(filled)
+
+    index = faiss.IndexFlatIP(dim)
+    empty = faiss.serialize_index(index).tobytes()
+    index.add(np.zeros((3, dim), np.float32))
+    # FAISS has kept this layout since 2018; another one must not go unnoticed.
+    assert fill(empty, 3) + bytes(3 * dim * 4) == faiss.serialize_index(index).tobytes(), "unknown FAISS file layout"
+    return fill(empty, count)
+
+
+def _header_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.sha256(file.read(_HEADER)).hexdigest()
+
+
+def _open(path: Path, manifest: Manifest) -> Any:
+    import faiss
+
+    # FAISS trusts its header: a changed byte there can make it read outside the file, which kills the process.
+    if _header_digest(path) != manifest.settings["header"]:
+        raise StorageError(path, "is damaged: its header is not the one that was written; rebuild the index")
+    try:
+        index = faiss.read_index(os.fspath(path), faiss.IO_FLAG_MMAP_IFC)
+    except RuntimeError as error:
+        raise StorageError(path, f"FAISS cannot read it: {error}") from error
+    if index.ntotal != manifest.count or index.d != manifest.settings["dim"]:
+        raise StorageError(path, "does not fit its manifest; rebuild the index")
+    return index
