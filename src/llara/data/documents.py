@@ -35,19 +35,20 @@ def parse_document(row: Row) -> Document:
     A row with `question` and `answer` and no `text` is a labelled pair: its answer is the text. Its focus stays in the
     metadata: as a title it would give the question away.
     """
-    if row.kind == "oversize":
-        size = row.data.split()[0].decode()
-        _bad(row, f"the row has {int(size):,} bytes; at most {MAX_LINE_BYTES:,} are read")
     if row.kind == "text":
         name, _, data = row.data.partition(b"\n")
         return Document(name.decode(), check_text(row, decode(row, data), "passage"))
     if row.kind == "tsv":
         return _from_columns(row)
+    # An oversize row fails in here, as it would have in any of the above.
     return _from_object(row, parse_object(row))
 
 
 def decode(row: Row, data: bytes) -> str:
-    """Returns bytes as text; DataError that names the first byte which is not UTF-8."""
+    """Returns bytes of a row as text; DataError for a row that was too long to keep, or a byte that is not UTF-8."""
+    if row.kind == "oversize":
+        size = int(row.data.split()[0])
+        _bad(row, f"the row has {size:,} bytes; at most {MAX_LINE_BYTES:,} are read")
     try:
         return data.decode()
     except UnicodeDecodeError as error:

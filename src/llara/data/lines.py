@@ -45,7 +45,7 @@ def open_bytes(path: Path) -> Iterator[BinaryIO]:
         # Files are expected, but a pipe works too: peek, where seek would not.
         if raw.peek(2)[:2] == _GZIP_MAGIC:
             with gzip.GzipFile(fileobj=raw, mode="rb") as unpacked:
-                yield io.BufferedReader(unpacked, 2**17)  # type: ignore[type-var]
+                yield io.BufferedReader(unpacked, 2**17)
         else:
             yield raw
 

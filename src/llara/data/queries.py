@@ -26,14 +26,12 @@ def read_query_file(path: Path) -> list[Query]:
 
 def _rows(path: Path) -> Iterator[tuple[Row, Query]]:
     for row in read_rows([path]):
-        if row.kind == "json":
-            yield row, _from_object(row)
-        elif row.kind == "tsv":
+        if row.kind == "tsv":
             yield row, _from_columns(row)
-        elif row.kind == "oversize":
-            raise DataError(row.path, row.line, "the line is too long for a query")
-        else:
+        elif row.kind == "text":
             raise DataError(path, None, "queries are JSON lines (_id, text), a .tsv (id, text), or a collection")
+        else:
+            yield row, _from_object(row)
 
 
 def _from_object(row: Row) -> Query:

@@ -9,8 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from llara.data.lines import Line, digest, open_bytes, plain_name, read_lines, read_whole
-from llara.data.lines import MAX_LINE_BYTES as MAX_LINE_BYTES
+from llara.data.lines import MAX_LINE_BYTES, Line, digest, open_bytes, plain_name, read_lines, read_whole
 from llara.errors import DataError
 
 Format = Literal["json lines", "tsv", "text", "squad", "beir", "text folder"]
@@ -64,7 +63,7 @@ def format_of(path: Path) -> Format:
     if suffix in _SUFFIXES:
         return _SUFFIXES[suffix]
     first = next(read_lines(path)).data.lstrip()
-    if first.startswith(b"{") and suffix == ".json":
+    if suffix == ".json":
         return "json lines" if _is_row(first) else "squad"
     if first.startswith(b"{"):
         return "json lines"

@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Literal, TypeVar
 
+from llara.data.lines import digest
+
 Split = Literal["train", "dev", "test"]
 T = TypeVar("T")
 
@@ -41,13 +43,13 @@ def drop_shared(rows: Sequence[T], keys: Sequence[Callable[[T], str]]) -> list[T
 
     Keeping one of them would still let a test row be answered by a copy seen in training.
     """
-    kept = list(rows)
-    repeated = [_repeated([normalise(key(row)) for row in rows]) for key in keys]
-    return [row for row in kept if not any(normalise(key(row)) in found for key, found in zip(keys, repeated, strict=True))]
-
-
-def _repeated(values: list[str]) -> set[str]:
-    return {value for value, count in Counter(values).items() if count > 1}
+    columns = [[digest(normalise(key(row)).encode()) for row in rows] for key in keys]
+    counts = [Counter(column) for column in columns]
+    return [
+        row
+        for row, *values in zip(rows, *columns, strict=True)
+        if all(count[value] == 1 for count, value in zip(counts, values, strict=True))
+    ]
 
 
 def _split(salt: str, key: str) -> Split:

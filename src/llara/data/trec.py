@@ -12,6 +12,8 @@ from llara.errors import DataError
 from llara.files import write_atomic
 from llara.records import Hit, Qrel
 
+_LARGEST = float(np.finfo(np.float32).max)
+
 
 class QrelLine(NamedTuple):
     """A judgement and the line it stands in."""
@@ -39,7 +41,9 @@ def read_qrel_lines(path: Path) -> list[QrelLine]:
             raise DataError(path, number, f"the relevance {relevance!r} is not a whole number")
         first = seen.setdefault((query_id, document_id), number)
         if first != number:
-            raise DataError(path, number, f"query {query_id!r} and document {document_id!r} are judged twice: line {first}")
+            raise DataError(
+                path, number, f"query {query_id!r} and document {document_id!r} are judged twice: line {first}"
+            )
         found.append(QrelLine(number, Qrel(query_id, document_id, int(relevance))))
     if not found:
         raise DataError(path, None, "the file holds no judgement")
@@ -60,8 +64,8 @@ def read_run(path: Path) -> dict[str, list[Hit]]:
         if not _is_whole(rank):
             raise DataError(path, number, f"the rank {rank!r} is not a whole number (column 4; the score is column 5)")
         value = _number(score)
-        if not math.isfinite(value):
-            raise DataError(path, number, f"the score {score!r} is not a finite number")
+        if not abs(value) <= _LARGEST:  # nan too
+            raise DataError(path, number, f"the score {score!r} is not a finite float32 number")
         hits = scores.setdefault(query_id, {})
         if document_id in hits:
             raise DataError(path, number, f"document {document_id!r} stands twice under query {query_id!r}")
