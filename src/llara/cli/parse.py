@@ -1,0 +1,281 @@
+"""Command line to configuration. The only module that knows cyclopts.
+
+Every field of a job's configuration becomes a flag, with the field's docstring as its help. Nothing is required as
+far as cyclopts is concerned: it stops at the first fault, while we report unknown flags, missing flags and settings
+that do not fit together, all at once.
+"""
+
+import ast
+import inspect
+import itertools
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+import cyclopts
+from cyclopts import App, Group, Parameter
+from cyclopts.config import Dict as ConfigDict
+from cyclopts.exceptions import CoercionError, CycloptsError, MissingArgumentError, RepeatArgumentError
+
+import llara.config
+from llara import __version__
+from llara.cli.table import COMMANDS, Command
+from llara.config import JobConfig
+from llara.errors import ConfigError, nearest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What every command takes beside its configuration."""
+
+    config: Path | None = None
+    """TOML file with any of these settings, under their names; flags override it."""
+    json: bool = False
+    """Print the result as one JSON object."""
+    quiet: bool = False
+    """No progress and no notes."""
+    print_config: bool = False
+    """Print the effective settings as TOML and stop."""
+
+
+class Parsed(NamedTuple):
+    """A command line that fits: which command, with what."""
+
+    command: Command
+    config: JobConfig
+    options: Options
+
+
+# Help shows a command's own flags first, then those it shares with others: by the class that a field belongs to.
+OWN = Group("Flags", sort_key=1)
+EVERY = Group("Flags of every command", sort_key=4)
+GROUPS = {
+    "ModelConfig": Group("Model", sort_key=2),
+    "TrainConfig": Group("Training", sort_key=3),
+    "JobConfig": EVERY,
+    "Options": EVERY,
+}
+
+
+def parse(argv: Sequence[str]) -> Parsed | None:
+    """Returns what the command line asks for, or None where it asked for help, which is then printed.
+
+    Raises:
+        ConfigError: everything that is wrong with flags, the TOML file and the settings they come to.
+    """
+    tokens = _globals_last(argv)
+    command = next((c for c in COMMANDS if tokens[:1] == [c.name]), None)
+    if command is None and not {"--help", "-h", "--version"} & set(tokens):
+        word = tokens[0] if tokens else ""
+        raise ConfigError(f"{word}: unknown command{nearest(word, [c.name for c in COMMANDS])}; see llara --help")
+    try:
+        function, bound, unused, _ = build_app().parse_known_args(tokens)
+    except CycloptsError as error:
+        raise ConfigError(_explain(error)) from None
+    if command is None or not hasattr(function, "command"):
+        function(*bound.args, **bound.kwargs)  # help and version are functions to cyclopts, too
+        return None
+    return _settle(command, bound.arguments, unused)
+
+
+def build_app() -> App:
+    """Returns the cyclopts app with all commands."""
+    flags = Parameter(negative=(), consume_multiple=True)
+    app = App(
+        name="llara",
+        help=(llara.__doc__ or "").splitlines()[0],
+        help_epilogue="llara COMMAND --help lists a command's flags. Start with: llara demo",
+        version=f"llara {__version__}",
+        default_parameter=flags,
+        config=_read_toml,
+        result_action="return_value",
+        exit_on_error=False,
+        print_error=False,
+        help_format="plaintext",
+    )
+    app["--version"].help = "Print the version and exit."
+    app["--help"].help = "Print this message and exit."
+    for order, command in enumerate(COMMANDS):
+        app.command(
+            _function(command),
+            name=command.name,
+            help=command.help,
+            usage=command.usage,
+            sort_key=order,
+            help_epilogue="",
+        )
+    return app
+
+
+def config_class(command: Command) -> type[JobConfig]:
+    """Returns the configuration class of a command."""
+    found: type[JobConfig] = getattr(llara.config, command.config)
+    return found
+
+
+def field_help(cls: type) -> dict[str, str]:
+    """Returns the docstring under each field of a dataclass, those of its bases included."""
+    texts: dict[str, str] = {}
+    for base in reversed(cls.__mro__[:-1]):
+        body = _class_bodies(inspect.getsourcefile(base) or "")[base.__name__]
+        for field, docstring in itertools.pairwise(body):
+            match field, docstring:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                    texts[name] = " ".join(text.split())
+    return texts
+
+
+_bodies: dict[str, dict[str, list[ast.stmt]]] = {}
+
+
+def _class_bodies(path: str) -> dict[str, list[ast.stmt]]:
+    if path not in _bodies:
+        tree = ast.parse(Path(path).read_text(encoding="utf-8"))
+        _bodies[path] = {node.name: node.body for node in tree.body if isinstance(node, ast.ClassDef)}
+    return _bodies[path]
+
+
+def _function(command: Command) -> Callable[..., None]:
+    """Returns a function whose signature is the flat list of a command's flags, for cyclopts to read."""
+
+    def stand_in(**settings: Any) -> None:
+        raise AssertionError("only its signature is used")
+
+    parameters = [*_parameters(config_class(command), command.positional), *_parameters(Options, None)]
+    parameters.sort(key=lambda p: p.kind)
+    stand_in.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    stand_in.__annotations__ = {p.name: p.annotation for p in parameters}
+    stand_in.command = command  # type: ignore[attr-defined]
+    return stand_in
+
+
+def _parameters(cls: type, positional: str | None) -> Iterator[inspect.Parameter]:
+    texts, types = field_help(cls), get_type_hints(cls)
+    owner = {name: base.__name__ for base in reversed(cls.__mro__) for name in getattr(base, "__annotations__", {})}
+    for field in fields(cls):
+        is_positional = field.name == positional
+        help_text = texts[field.name] + (" [required]" if field.default is MISSING else "")
+        default = None if field.default is MISSING else field.default
+        shown = default not in (None, "", (), False)
+        flag = Parameter(
+            help=help_text,
+            group=GROUPS.get(owner[field.name], OWN),
+            negative=f"--no-{field.name.replace('_', '-')}" if default is True else (),
+            show_default=(lambda value: _shown(value)) if shown else False,
+        )
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD if is_positional else inspect.Parameter.KEYWORD_ONLY
+        annotation = (
+            Annotated[types[field.name] | None, flag] if default is None else Annotated[types[field.name], flag]
+        )
+        yield inspect.Parameter(field.name, kind, default=default, annotation=annotation)
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _globals_last(argv: Sequence[str]) -> list[str]:
+    """Moves flags in front of the command behind it, so that `llara --json doctor` works, too."""
+    names = {command.name for command in COMMANDS}
+    at = next((i for i, token in enumerate(argv) if token in names), 0)
+    before = argv[:at]
+    if not all(
+        token.startswith("--") or previous == "--config" for previous, token in itertools.pairwise(["", *before])
+    ):
+        return list(argv)
+    return [*argv[at : at + 1], *before, *argv[at + 1 :]]
+
+
+def _settle(command: Command, given: dict[str, Any], unused: Sequence[str]) -> Parsed:
+    """Makes the configuration, or raises with everything that is wrong."""
+    cls = config_class(command)
+    option_names = {f.name for f in fields(Options)}
+    settings = {name: value for name, value in given.items() if name not in option_names}
+    problems = [*_unknown(cls, unused), *_missing(cls, settings)]
+    config: JobConfig | None = None
+    try:
+        # Placeholders for what is missing let the other checks speak in the same breath.
+        config = cls(**{f.name: Path() for f in fields(cls) if f.default is MISSING} | settings)
+    except ConfigError as error:
+        known = {problem.partition(":")[0] for problem in problems}
+        problems += [problem for problem in error.problems if problem.partition(":")[0] not in known]
+    if problems or config is None:
+        raise ConfigError(problems)
+    return Parsed(command, config, Options(**{k: v for k, v in given.items() if k in option_names}))
+
+
+def _missing(cls: type[JobConfig], settings: dict[str, Any]) -> Iterator[str]:
+    for field in fields(cls):
+        if field.default is MISSING and settings.get(field.name) in (None, ()):
+            yield f"{_flag(field.name)}: is required"
+
+
+def _unknown(cls: type[JobConfig], unused: Sequence[str]) -> Iterator[str]:
+    known = [_flag(f.name) for f in (*fields(cls), *fields(Options))] + ["--help"]
+    previous_unknown = False
+    for token in unused:
+        name = token.partition("=")[0]
+        if name.startswith("-") and not name[1:2].isdigit():
+            previous_unknown = "=" not in token
+            yield f"{name}: unknown flag{nearest(name, known)}"
+        elif not previous_unknown:  # what follows an unknown flag is its value, and no fault of its own
+            yield f"{token}: not expected here; a text with blanks needs quotes"
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _read_toml(app: App, commands: tuple[str, ...], arguments: cyclopts.ArgumentCollection) -> None:
+    """Puts the settings of `--config FILE` under the flags; cyclopts calls it between reading and converting."""
+    file = arguments.get("--config")
+    if file is None or not file.tokens:
+        return
+    path = Path(file.tokens[0].value)
+    command = next(c for c in COMMANDS if c.name == commands[-1])
+    settings = _load_toml(path, [f.name for f in fields(config_class(command))])
+    # Wrapped under the command's name: as a flat file, cyclopts would drop keys that are also names of commands.
+    ConfigDict({commands[-1]: settings}, source=str(path))(app, commands[-1:], arguments)
+
+
+def _load_toml(path: Path, known: Sequence[str]) -> dict[str, Any]:
+    try:
+        settings = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such file (--config)") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as TOML: {error}") from None
+    names = {key: key.replace("-", "_") for key in settings}
+    problems = [
+        f"{path}: unknown key {key!r}{nearest(name, known)}" for key, name in names.items() if name not in known
+    ]
+    problems += [
+        f"{path}: {key!r} must be one value or a list, not a table"
+        for key, name in names.items()
+        if name in known and isinstance(settings[key], dict)
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return {names[key]: value for key, value in settings.items()}
+
+
+def _explain(error: CycloptsError) -> str:
+    """Says in our style what cyclopts found wrong with one value."""
+    error.verbose = False
+    if isinstance(error, CoercionError) and error.token is not None:
+        token, wanted = error.token, error.target_type
+        from_flag = token.source == "cli" or not token.keyword
+        where = token.keyword or _flag(error.argument.field_info.name if error.argument else "")
+        where = where if from_flag else f"{token.source}: {(token.keyword or '').strip('[]')}"
+        if get_origin(wanted) is Literal:
+            choices = [str(choice) for choice in get_args(wanted)]
+            return f"{where}: must be one of {', '.join(choices)}; got {token.value!r}{nearest(token.value, choices)}"
+        kind = {int: "a whole number", float: "a number", bool: "true or false"}.get(wanted or object, "one value")
+        return f"{where}: must be {kind}, got {token.value!r}"
+    if isinstance(error, RepeatArgumentError):
+        return f"{error.token.keyword}: given more than once"
+    if isinstance(error, MissingArgumentError) and error.argument is not None:
+        return f"{error.argument.name}: needs a value"
+    return " ".join(str(error).split())

@@ -1,0 +1,111 @@
+"""What a command prints when its job is done: the result on stdout, and the command to run next."""
+
+import dataclasses
+import json
+import math
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llara.cli.hits import render_hits
+from llara.config import JobConfig
+
+
+def show(result: Any, *, as_json: bool) -> None:
+    """Writes a job's result to stdout: one JSON object, or text for people.
+
+    A result is a dataclass; where it has `to_text` or `to_json`, these say how it wants to be shown.
+    """
+    if as_json:
+        value = result.to_json() if hasattr(result, "to_json") else result
+        print(json.dumps(plain(value), ensure_ascii=False))
+    else:
+        text = to_text(result)
+        print(text, end="" if not text or text.endswith("\n") else "\n")
+
+
+def to_text(result: Any) -> str:
+    """Returns a result as text for people."""
+    if hasattr(result, "to_text"):
+        return str(result.to_text())
+    if getattr(result, "answers", None):
+        return render_hits(result.answers)
+    values = {name: value for name, value in _fields(result).items() if value not in (None, (), {}, [])}
+    width = max(map(len, values), default=0)
+    return "\n".join(f"{name.replace('_', ' '):<{width}}  {_short(value)}" for name, value in values.items())
+
+
+def plain(value: Any) -> Any:
+    """Returns a value as JSON values: records become objects, paths strings, and what is no number null."""
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Path):
+        return str(value)
+    if dataclasses.is_dataclass(value) or hasattr(value, "_asdict"):
+        return {name: plain(item) for name, item in _fields(value).items()}
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):  # numpy's scalars and arrays
+        return plain(value.tolist())
+    raise TypeError(f"a result holds a {type(value).__name__}, which has no form in JSON")
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    if hasattr(value, "_asdict"):
+        return dict(value._asdict())
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_short(item)}" for name, item in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(_short(item) for item in value)
+    return str(value)
+
+
+def next_command(name: str, config: JobConfig, result: Any) -> str | None:
+    """Returns the command that usually follows; words in capitals are for the user to fill in."""
+    own = getattr(result, "next_command", None)
+    if own:
+        return str(own)
+    output, model = getattr(config, "output", None), getattr(config, "model", "") or "DIR"
+    words: dict[str, list[Any]] = {
+        "adapt": ["finetune", "--model", output, "--train", "PATH", "--output", "DIR"],
+        "finetune": ["encode", "--model", output, "--corpus", "PATH", "--output", "VECTORS"],
+        "encode": ["index", "--vectors", output, "--output", "INDEX"],
+        "index": ["search", "YOUR QUESTION", *_model_for(config), "--index", output],
+        "evaluate": ["search", "YOUR QUESTION", "--model", "DIR", "--index", "INDEX"],
+        "verify": ["doctor"],
+        "doctor": ["demo"],
+    }
+    if name == "search":
+        index = ["--index", getattr(config, "index", "INDEX")]
+        words["search"] = (
+            ["evaluate", "--run", output, "--qrels", "FILE"]
+            if output
+            else [
+                "search",
+                *(["--model", model] if model != "DIR" else []),
+                *index,
+                "--queries",
+                "FILE",
+                "--output",
+                "RUN",
+            ]
+        )
+    return shlex.join(["llara", *map(str, words[name])]) if name in words else None
+
+
+def _model_for(config: JobConfig) -> list[str]:
+    """A search in words needs no model."""
+    return [] if getattr(config, "type", "") == "bm25" else ["--model", "DIR"]

@@ -1,0 +1,86 @@
+"""The command table, in the order of the job. Reading it imports nothing but the standard library.
+
+A command is one job: its configuration's fields are the flags, and its function is imported when it runs.
+"""
+
+from typing import NamedTuple
+
+
+class Command(NamedTuple):
+    """One command: `config` names a class of llara.config, `job` is `module:function`."""
+
+    name: str
+    help: str
+    usage: str
+    config: str
+    job: str
+    positional: str | None = None
+
+
+COMMANDS = (
+    Command(
+        "demo",
+        "The whole job on the documentation strings of the installed packages.",
+        "llara demo [--fast | --full]",
+        "DemoConfig",
+        "llara.demo:demo",
+    ),
+    Command(
+        "adapt",
+        "Stage 1: EBAE + EBAR on plain text, no labels.",
+        "llara adapt --model BASE --corpus PATH... --output DIR",
+        "AdaptConfig",
+        "llara.training.adapt:adapt",
+    ),
+    Command(
+        "finetune",
+        "Stage 2: contrastive learning on queries, relevant passages and hard negatives.",
+        "llara finetune --model DIR --train PATH... --output DIR",
+        "FinetuneConfig",
+        "llara.training.finetune:finetune",
+    ),
+    Command(
+        "encode",
+        "Encode a corpus into a vectors folder.",
+        "llara encode --model DIR --corpus PATH... --output VECTORS",
+        "EncodeConfig",
+        "llara.encoding.encode:encode",
+    ),
+    Command(
+        "index",
+        "Build a searchable index from vectors (flat) or from words (bm25).",
+        "llara index --vectors VECTORS --output INDEX [--type flat | bm25]",
+        "IndexConfig",
+        "llara.index.build:build_index",
+    ),
+    Command(
+        "search",
+        "Search an index, with a file of queries or with one query.",
+        "llara search [TEXT] --model DIR --index INDEX [--queries FILE --output RUN]",
+        "SearchConfig",
+        "llara.search:search",
+        positional="query",
+    ),
+    Command(
+        "evaluate",
+        "Measure one or more runs against judgements.",
+        "llara evaluate --run RUN... --qrels FILE",
+        "EvaluateConfig",
+        "llara.evaluate:evaluate",
+    ),
+    Command(
+        "verify",
+        "Recompute every checksum of a model, vectors or index folder.",
+        "llara verify PATH",
+        "VerifyConfig",
+        "llara.verify:verify",
+        positional="path",
+    ),
+    Command(
+        "doctor",
+        "Print versions, hardware and extras, to paste into a bug report.",
+        "llara doctor",
+        "JobConfig",
+        "llara.doctor:doctor",
+    ),
+)

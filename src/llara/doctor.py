@@ -1,0 +1,162 @@
+"""What a bug report should say: versions, hardware, extras, and what this machine cannot promise.
+
+Nothing heavy is imported here. What needs torch runs in a child process, since the probe may kill it.
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from llara.config import JobConfig
+from llara.files import durability_notes
+
+PACKAGES = (
+    "llara", "torch", "transformers", "tokenizers", "accelerate", "peft", "safetensors", "huggingface_hub", "numpy",
+    "scipy", "faiss-cpu", "bm25s", "PyStemmer", "ir-measures", "rich", "cyclopts",
+)  # fmt: skip
+VARIABLES = (
+    "HF_HOME", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "NO_COLOR", "LANG",
+)  # fmt: skip
+PROBE_SECONDS = 120
+
+# The first line is written before the product that may be the last thing the process does.
+PROBE = """
+import json, torch
+names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+mps = torch.backends.mps.is_available()
+print(json.dumps({"gpus": names + (["Apple MPS"] if mps else []), "threads": torch.get_num_threads()}), flush=True)
+a = torch.ones(64, 64, dtype=torch.bfloat16)
+assert (a @ a)[0, 0].item() == 64
+print("ok", flush=True)
+"""
+
+
+@dataclass(frozen=True)
+class DoctorReport:
+    """What `doctor` found. `packages` maps a name to its version, or None where it is missing."""
+
+    python: str
+    platform: str
+    packages: dict[str, str | None]
+    cpu: str
+    cores: int
+    memory_bytes: int | None
+    free_disk_bytes: int
+    gpus: tuple[str, ...]
+    torch_threads: int | None
+    bfloat16_on_cpu: str
+    """`works`, or what happened instead."""
+    extras: dict[str, str]
+    """Extra -> `installed`, or the command that installs it."""
+    durability: tuple[str, ...]
+    """What the file system here cannot promise; empty is good."""
+    environment: dict[str, str]
+
+    def to_text(self) -> str:
+        """Returns the report as lines of `name: value`."""
+        memory = "unknown" if self.memory_bytes is None else f"{self.memory_bytes / 2**30:.1f} GiB"
+        lines = [
+            f"python: {self.python}",
+            f"platform: {self.platform}",
+            *(f"{name}: {version or 'missing'}" for name, version in self.packages.items()),
+            f"cpu: {self.cpu}, {self.cores} cores usable, {self.torch_threads or 'unknown'} torch threads",
+            f"memory: {memory}",
+            f"free disk here: {self.free_disk_bytes / 2**30:.1f} GiB",
+            f"gpus: {', '.join(self.gpus) or 'none'}",
+            f"bfloat16 on the CPU: {self.bfloat16_on_cpu}",
+            *(f"extra [{name}]: {state}" for name, state in self.extras.items()),
+            *(f"durability: {remark}" for remark in self.durability or ("no remarks",)),
+            *(f"{name}={value}" for name, value in self.environment.items()),
+        ]
+        return "\n".join(lines)
+
+
+def doctor(config: JobConfig) -> DoctorReport:
+    """Looks at this machine and installation; needs no network and changes nothing."""
+    gpus, threads, bfloat16 = _probe_torch()
+    return DoctorReport(
+        python=f"{platform.python_version()} ({sys.executable})",
+        platform=platform.platform(),
+        packages={name: _version(name) for name in PACKAGES},
+        cpu=_cpu_model(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        memory_bytes=_memory_bytes(),
+        free_disk_bytes=shutil.disk_usage(Path.cwd()).free,
+        gpus=gpus,
+        torch_threads=threads,
+        bfloat16_on_cpu=bfloat16,
+        extras=extras_state(),
+        durability=tuple(durability_notes()),
+        environment={name: os.environ[name] for name in VARIABLES if name in os.environ},
+    )
+
+
+def extras_state() -> dict[str, str]:
+    """Returns, per extra of the package, `installed` or the command that installs it."""
+    wanted: dict[str, list[str]] = {}
+    for requirement in importlib.metadata.requires("llara") or []:
+        match = re.match(r"([\w.-]+).*;.*\bextra\s*==\s*[\"']([\w-]+)[\"']", requirement)
+        if match:
+            wanted.setdefault(match[2], []).append(match[1])
+    return {
+        extra: "installed" if all(_version(name) for name in names) else f"pip install 'llara[{extra}]'"
+        for extra, names in sorted(wanted.items())
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _probe_torch() -> tuple[tuple[str, ...], int | None, str]:
+    """Asks a child process for GPUs, threads, and whether a bfloat16 product works; (gpus, threads, verdict)."""
+    try:
+        child = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=PROBE_SECONDS)
+    except subprocess.TimeoutExpired:
+        return (), None, f"no answer within {PROBE_SECONDS} s"
+    first, _, rest = child.stdout.partition("\n")
+    if not first:
+        last = child.stderr.strip().splitlines()[-1:] or [f"exit code {child.returncode}"]
+        return (), None, f"torch does not start: {last[0]}"
+    found = json.loads(first)
+    return tuple(found["gpus"]), found["threads"], _verdict(rest.strip() == "ok", child)
+
+
+def _verdict(done: bool, child: "subprocess.CompletedProcess[str]") -> str:
+    if done:
+        return "works"
+    if child.returncode < 0:
+        return f"kills the process ({signal.Signals(-child.returncode).name}); use --dtype float32"
+    last = child.stderr.strip().splitlines()[-1:] or [f"exit code {child.returncode}"]
+    return f"fails: {last[0]}; use --dtype float32"
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        match = re.search(r"^model name\s*:\s*(.+)$", info.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+        if match:
+            return match[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _memory_bytes() -> int | None:
+    """Memory of the machine, or of the container where that is less."""
+    sizes = []
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        sizes.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.is_file() and limit.read_text().strip().isdigit():
+        sizes.append(int(limit.read_text()))
+    return min(sizes, default=None)
