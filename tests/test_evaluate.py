@@ -198,7 +198,7 @@ def test_text_is_an_aligned_table() -> None:
         "| second | 1.0000 (+0.1667, p=1.000) |",
     ]
     assert "3 judged queries; differences to one" in text
-    assert "| second | RR@10 |    +0.1667 | +0.0000 to +0.5000 | 1.000 |" in text
+    assert "| second |  RR@10 |    +0.1667 | +0.0000 to +0.5000 | 1.000 |" in text
     single = compare({"one": one}, QRELS, ["RR@10"]).to_text()
     assert single.endswith("3 judged queries")
 

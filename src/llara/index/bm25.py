@@ -8,17 +8,18 @@ from typing import Any
 
 import numpy as np
 
+from llara.encoding.arrays import open_array, write_array
 from llara.errors import ConfigError, DataError, StorageError, nearest
-from llara.files import FileRecord, read_json, write_json_atomic
-from llara.index.base import Answer, Floats, Ids, Manifest, Positions, best_first, load_array, stack, write_array
+from llara.files import FileRecord, check_file, read_json, write_json_atomic
+from llara.index.base import Floats, Ids, Manifest, Positions, TopK, best_first, stack
 from llara.records import Document
 
 WORDS = "words.json"
 # Postings, term by term: `starts[t]` to `starts[t + 1]` are those of term t, one position and one score each.
-_ARRAYS: dict[str, tuple[str, np.dtype[Any]]] = {
-    "data": ("postings.scores.npy", np.dtype(np.float32)),
-    "indices": ("postings.positions.npy", np.dtype(np.int32)),
-    "indptr": ("postings.starts.npy", np.dtype(np.int64)),
+_ARRAYS = {
+    "data": ("postings.scores.npy", "float32"),
+    "indices": ("postings.positions.npy", "int32"),
+    "indptr": ("postings.starts.npy", "int64"),
 }
 _WORD = re.compile(r"(?u)\b\w\w+\b")  # as bm25s and scikit-learn cut words
 
@@ -74,23 +75,24 @@ class Bm25Index:
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         from bm25s import BM25
 
+        check_file(folder / WORDS, manifest.files[WORDS], full=True)  # it is read whole anyway
         words = read_json(folder / WORDS)
-        self.manifest, self.ids = manifest, Ids(folder)
+        self.manifest, self.ids = manifest, Ids(folder, manifest.count)
         self.analyzer = Analyzer(manifest.settings["language"], words["stop_words"])
         self._terms = {term: number for number, term in enumerate(words["terms"])}
         self._bm25 = BM25(k1=manifest.settings["k1"], b=manifest.settings["b"])
         self._bm25.nonoccurrence_array = None
-        scores: dict[str, Any] = {name: load_array(folder / file, dtype) for name, (file, dtype) in _ARRAYS.items()}
-        if len(scores["indptr"]) != len(self._terms) + 1 or not (
-            len(scores["data"]) == len(scores["indices"]) == scores["indptr"][-1] and len(self.ids) == manifest.count
-        ):
-            raise StorageError(folder, "is damaged: its files do not fit each other; rebuild the index")
-        self._bm25.scores = {**scores, "num_docs": manifest.count}
+        postings, terms = manifest.settings["postings"], manifest.settings["terms"]
+        sizes = {"data": postings, "indices": postings, "indptr": terms + 1}
+        self._bm25.scores = {
+            name: open_array(folder / file, dtype, (sizes[name],)) for name, (file, dtype) in _ARRAYS.items()
+        }
+        self._bm25.scores["num_docs"] = manifest.count
 
     def __len__(self) -> int:
         return self.manifest.count
 
-    def search(self, queries: Sequence[str], top_k: int) -> Answer:
+    def search(self, queries: Sequence[str], top_k: int) -> TopK:
         """Returns at most `top_k` documents per query; only documents that share a word with the query are hits."""
         top_k = min(top_k, len(self))
         return stack([self._search_one(query, top_k) for query in queries], top_k)
@@ -135,4 +137,5 @@ def write_bm25(
     }
     words = {"terms": list(terms), "stop_words": sorted(analyzer.stop_words)}
     files[WORDS] = write_json_atomic(folder / WORDS, words)
-    return files, {"k1": k1, "b": b, "language": language}
+    settings = {"k1": k1, "b": b, "language": language, "terms": len(terms), "postings": len(bm25.scores["data"])}
+    return files, settings

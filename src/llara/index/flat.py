@@ -10,7 +10,7 @@ import numpy as np
 
 from llara.errors import ModelError, StorageError
 from llara.files import FileRecord, write_atomic
-from llara.index.base import Answer, Floats, Ids, Manifest, Positions, best_first, stack
+from llara.index.base import Floats, Ids, Manifest, Positions, TopK, best_first, stack
 
 FILE = "index.faiss"
 _BATCH = 1024  # queries per FAISS call, fewer where that many hits at once would take much memory
@@ -27,19 +27,17 @@ class FlatIndex:
     """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.manifest, self.ids = manifest, Ids(folder)
+        self.manifest, self.ids = manifest, Ids(folder, manifest.count)
         self.dim = int(manifest.settings["dim"])
         self._max_norm = float(manifest.settings["max_norm"])
         self._faiss = _open(folder / FILE, manifest)
         shape = (manifest.count, self.dim)
         self._vectors = np.memmap(folder / FILE, np.dtype("<f4"), "r", offset=_HEADER, shape=shape)
-        if len(self.ids) != manifest.count:
-            raise StorageError(folder, f"is damaged: {len(self.ids)} ids for {manifest.count} vectors")
 
     def __len__(self) -> int:
         return self.manifest.count
 
-    def search(self, queries: Floats, top_k: int) -> Answer:
+    def search(self, queries: Floats, top_k: int) -> TopK:
         """Returns the `top_k` best documents of each query; `queries` is float32 [queries, dim].
 
         ModelError when the queries have another dimension than the index.
@@ -63,7 +61,7 @@ class FlatIndex:
     @property
     def origin(self) -> str:
         """Says which model the index was built with."""
-        return f"it was built with the model {(self.manifest.model or {}).get('path', 'unknown')}"
+        return f"it was built with the model {self.manifest.model_path}"
 
     def _search_batch(
         self, queries: Floats, batch: list[int], top_k: int, fetch: int, rows: list[tuple[Floats, Positions]]
