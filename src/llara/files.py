@@ -162,12 +162,23 @@ def json_bytes(value: Any) -> bytes:
 
 def read_json(path: Path) -> Any:
     """Returns the value in a JSON file; a missing or broken one is a `StorageError` that names it."""
+    return parse_json(path, read_bytes(path))
+
+
+def read_bytes(path: Path) -> bytes:
+    """Returns the content of a file; one that is missing or cannot be read is a `StorageError`."""
     try:
-        return json.loads(path.read_bytes())
+        return path.read_bytes()
     except FileNotFoundError as error:
         raise StorageError(path, "is missing") from error
     except OSError as error:
         raise StorageError(path, f"{error.strerror or error}") from error
+
+
+def parse_json(path: Path, raw: bytes) -> Any:
+    """Returns the value of JSON text that was read from `path`; broken text is a `StorageError` that names it."""
+    try:
+        return json.loads(raw)
     except (ValueError, RecursionError) as error:
         raise StorageError(path, f"is damaged: not valid JSON ({error})") from error
 

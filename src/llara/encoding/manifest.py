@@ -1,0 +1,153 @@
+"""What an encoded corpus says about itself: one manifest per folder and one sidecar per shard.
+
+    manifest.json          identity, later the shards; published first (state "encoding") and last ("complete")
+    shard-00000.json       rows, counts, rejected rows, size and SHA-256 of the shard's files; published after them
+    shard-00000.npy        vectors [documents, dim]; absent where only documents are stored
+    shard-00000.ids ...    the document store, see `llara.encoding.documents`
+    rejected.jsonl         every input row that is in no shard, with file, line and reason
+
+Both kinds of JSON file are sealed: they carry the SHA-256 of their own content and have one spelling, so that any
+changed byte is found when they are read. Nothing in the folder tells when or where it was written.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from llara.encoding.arrays import Array, open_array
+from llara.errors import StorageError
+from llara.files import FileRecord, check_file, json_bytes, parse_json, read_bytes, write_atomic
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+REJECTED = "rejected.jsonl"
+VECTORS = "npy"
+RESUME = {"vectors": "llara encode", "documents": "llara index"}
+
+
+class Shard(NamedTuple):
+    """One sidecar: input rows `start` to `end` (exclusive, from 0), of which `documents` were accepted.
+
+    `rejected` holds `row` (from 1 over the corpus), `file`, `line`, `reason` and, for a duplicate, `id` of the others.
+    `files` maps the suffix of each file to its record. `source` is the digest of the raw rows.
+    """
+
+    name: str
+    start: int
+    end: int
+    documents: int
+    source: str
+    rejected: list[dict[str, Any]]
+    files: dict[str, FileRecord]
+
+    def path(self, folder: Path, suffix: str) -> Path:
+        """Returns the path of one of the shard's files."""
+        return folder / f"{self.name}.{suffix}"
+
+
+def shard_name(number: int) -> str:
+    """Returns the name that all files of a shard start with."""
+    return f"shard-{number:05d}"
+
+
+def seal(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns JSON content with its digest in it."""
+    bare = {key: value for key, value in content.items() if key != "digest"}
+    return {**bare, "digest": hashlib.sha256(json_bytes(bare)).hexdigest()}
+
+
+def write_sealed(path: Path, content: Mapping[str, Any]) -> str:
+    """Publishes JSON content with its digest, which is returned."""
+    sealed = seal(content)
+    write_atomic(path, json_bytes(sealed))
+    return str(sealed["digest"])
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Returns sealed content; any byte that is not as written is a `StorageError`."""
+    raw = read_bytes(path)
+    content = parse_json(path, raw)
+    if not isinstance(content, dict) or json_bytes(seal(content)) != raw:
+        raise StorageError(path, "is damaged: its content does not fit the checksum in it")
+    if content.get("format") != FORMAT:
+        raise StorageError(path, f"has format {content.get('format')}, this version of llara reads {FORMAT}")
+    return content
+
+
+def write_sidecar(folder: Path, shard: Shard) -> str:
+    """Publishes a shard's sidecar, which makes the shard finished; returns its digest."""
+    files = {suffix: record._asdict() for suffix, record in shard.files.items()}
+    return write_sealed(shard.path(folder, "json"), {**shard._asdict(), "files": files, "format": FORMAT})
+
+
+def read_sidecar(folder: Path, name: str) -> tuple[Shard, str]:
+    """Returns a shard and the digest of its sidecar."""
+    content = read_sealed(folder / f"{name}.json")
+    digest = content.pop("digest")
+    files = {suffix: FileRecord(**record) for suffix, record in content["files"].items()}
+    shard = Shard(**{key: value for key, value in content.items() if key in Shard._fields} | {"files": files})
+    if shard.name != name:
+        raise StorageError(folder / f"{name}.json", f"is damaged: belongs to {shard.name}")
+    return shard, digest
+
+
+def check_shard(folder: Path, shard: Shard, *, full: bool) -> Iterator[StorageError]:
+    """Yields what is wrong with the files of a shard; `full` recomputes their checksums."""
+    for suffix, record in shard.files.items():
+        try:
+            check_file(shard.path(folder, suffix), record, full=full)
+        except StorageError as error:
+            advice = f"delete {shard.name}.json and run the same command again to make this shard anew"
+            yield StorageError(error.path, f"{error.reason}; {advice}")
+
+
+def read_manifest(folder: Path, kind: str | None = None) -> dict[str, Any]:
+    """Returns the manifest of a folder that is complete, and of this kind; anything else is a `StorageError`."""
+    path = folder / MANIFEST
+    if not path.exists():
+        raise StorageError(folder, f"holds no {MANIFEST}: give a folder that llara encode made, or make one")
+    manifest = read_sealed(path)
+    if manifest["kind"] not in ([kind] if kind else RESUME):
+        raise StorageError(folder, f"holds {manifest['kind']}, not {kind or 'vectors or documents'}")
+    if manifest["state"] != "complete":
+        command = RESUME[manifest["kind"]]
+        raise StorageError(folder, f"is not complete: run the same {command} command again, which goes on where it was")
+    return manifest
+
+
+def open_sidecar(folder: Path, entry: Mapping[str, Any]) -> Shard:
+    """Returns a shard that the manifest lists as `entry`; a sidecar other than the one listed is a `StorageError`."""
+    shard, digest = read_sidecar(folder, entry["name"])
+    if digest != entry["digest"]:
+        raise StorageError(folder / f"{shard.name}.json", "is damaged: it is not the one that the manifest lists")
+    return shard
+
+
+def check_folder(folder: Path, manifest: Mapping[str, Any], *, full: bool) -> Iterator[StorageError]:
+    """Yields what is wrong with the files that a manifest stands for, one error per file."""
+    for name, record in manifest["files"].items():
+        try:
+            check_file(folder / name, FileRecord(**record), full=full)
+        except StorageError as error:
+            yield error
+    for entry in manifest["shards"]:
+        try:
+            shard = open_sidecar(folder, entry)
+        except StorageError as error:
+            yield error
+            continue
+        damage = list(check_shard(folder, shard, full=full))
+        yield from damage
+        if VECTORS in shard.files and not damage:
+            try:
+                open_vectors(folder, manifest, entry)
+            except StorageError as error:
+                yield error
+
+
+def open_vectors(folder: Path, manifest: Mapping[str, Any], entry: Mapping[str, Any]) -> Array:
+    """Returns the vectors of a shard that the manifest lists, [documents, dim], memory-mapped and read-only."""
+    identity = manifest["identity"]
+    path = folder / f"{entry['name']}.{VECTORS}"
+    return open_array(path, identity["vector_dtype"], (entry["documents"], identity["dim"]))
