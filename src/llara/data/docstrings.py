@@ -11,6 +11,7 @@ import importlib.metadata
 import inspect
 import re
 import sysconfig
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -125,15 +126,15 @@ def split_docstring(docstring: str) -> tuple[str, str]:
     """Returns the first sentence of a documentation string, on one line, and the rest, dedented; either may be empty.
 
     The first sentence ends at the first full stop, question or exclamation mark that is not part of an abbreviation, a
-    number, a name, brackets or code, and at the latest where the first paragraph does. A signature before it is left out:
-    it is the object's name over again.
+    number, a name, brackets or code, and at the latest where the first paragraph does. A signature before it is left
+    out: it is the object's name over again.
     """
-    lines = inspect.cleandoc(_SIGNATURE.sub("", inspect.cleandoc(docstring))).split("\n")
+    lines = textwrap.dedent(_SIGNATURE.sub("", inspect.cleandoc(docstring))).split("\n")
     length = next((n for n, line in enumerate(lines) if n and _ends_prose(line)), len(lines))
     paragraph = "\n".join(lines[:length])
     end = _sentence_end(paragraph)
     rest = "\n".join([paragraph[end:].lstrip(" "), *lines[length:]])
-    return " ".join(paragraph[:end].split()), inspect.cleandoc(rest.strip("\n")).strip()
+    return " ".join(paragraph[:end].split()), textwrap.dedent(rest).strip()
 
 
 def _ends_prose(line: str) -> bool:

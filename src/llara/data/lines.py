@@ -72,18 +72,15 @@ def read_lines(path: Path, max_bytes: int = MAX_LINE_BYTES) -> Iterator[Line]:
         raise DataError(path, None, "the file is empty")
 
 
-def read_whole(path: Path) -> bytes:
-    """Returns a file's bytes, unpacked. DataError as `read_lines` has it."""
+def read_whole(path: Path, max_bytes: int = -1) -> bytes:
+    """Returns a file's bytes, unpacked, at most `max_bytes` of them. DataError as `read_lines` has it; may be empty."""
     with open_bytes(path) as stream:
         try:
-            data = stream.read()
+            return stream.read(max_bytes).removeprefix(_UTF8_BOM)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise DataError(path, None, f"the gzip file is cut or damaged ({error})") from error
         except OSError as error:
             raise DataError(path, None, f"cannot be read: {error.strerror or error}") from error
-    if not data:
-        raise DataError(path, None, "the file is empty")
-    return data.removeprefix(_UTF8_BOM)
 
 
 def digest(data: bytes) -> bytes:

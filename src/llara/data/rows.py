@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from llara.data.lines import MAX_LINE_BYTES, Line, digest, open_bytes, plain_name, read_lines, read_whole
+from llara.data.lines import MAX_LINE_BYTES, Line, digest, plain_name, read_lines, read_whole
 from llara.errors import DataError
 
 Format = Literal["json lines", "tsv", "text", "squad", "beir", "text folder"]
@@ -178,14 +178,12 @@ def _joined(lines: list[Line]) -> Line:
 
 def _folder_rows(folder: Path) -> Iterator[Row]:
     for path in _text_files(folder):
-        with open_bytes(path) as stream:
-            data = stream.read(MAX_LINE_BYTES + 1)
+        data = read_whole(path, MAX_LINE_BYTES + 1)
         if len(data) > MAX_LINE_BYTES:
-            size = path.stat().st_size
-            yield Row(str(path), 1, b"%d %s" % (size, digest(data).hex().encode()), "oversize")
+            yield Row(str(path), 1, b"%d %s" % (len(data), digest(data).hex().encode()), "oversize")
         else:
             head = as_id(path.relative_to(folder).as_posix())
-            yield Row(str(path), 1, head.encode() + b"\n" + data.removeprefix(b"\xef\xbb\xbf"), "text")
+            yield Row(str(path), 1, head.encode() + b"\n" + data, "text")
 
 
 def _text_files(folder: Path) -> list[Path]:

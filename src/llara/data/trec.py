@@ -12,7 +12,7 @@ from llara.errors import DataError
 from llara.files import write_atomic
 from llara.records import Hit, Qrel
 
-_LARGEST = float(np.finfo(np.float32).max)
+_FLOAT32_END = 2.0**128 - 2.0**103  # from here on, rounding to float32 gives infinity
 
 
 class QrelLine(NamedTuple):
@@ -64,7 +64,7 @@ def read_run(path: Path) -> dict[str, list[Hit]]:
         if not _is_whole(rank):
             raise DataError(path, number, f"the rank {rank!r} is not a whole number (column 4; the score is column 5)")
         value = _number(score)
-        if not abs(value) <= _LARGEST:  # nan too
+        if not abs(value) < _FLOAT32_END:  # nan too
             raise DataError(path, number, f"the score {score!r} is not a finite float32 number")
         hits = scores.setdefault(query_id, {})
         if document_id in hits:

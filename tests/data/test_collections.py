@@ -1,0 +1,177 @@
+"""BEIR folders, pairs files and SQuAD JSON as collections with fixed splits."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llara.data.collections import open_collection, read_qrels
+from llara.data.splits import normalise, split_by_focus
+from llara.errors import DataError
+from llara.records import Qrel, Query
+
+Write = Callable[[str, Any], Path]
+
+
+def opened(path: Path) -> Any:
+    collection = open_collection(path)
+    assert collection is not None
+    return collection
+
+
+def test_what_is_no_collection(write: Write, tmp_path: Path) -> None:
+    assert open_collection(write("a.tsv", "1\tx")) is None
+    assert open_collection(write("a.jsonl", [{"_id": "1", "text": "x"}])) is None
+    assert open_collection(write("b.jsonl", "{oops\n")) is None
+    assert open_collection(write("folder/a.txt", "x").parent) is None
+    with pytest.raises(DataError, match="no such file or folder"):
+        open_collection(tmp_path / "no")
+    with pytest.raises(DataError, match="the file is empty"):
+        open_collection(write("e.jsonl", ""))
+
+
+def test_beir_dev_is_a_fixed_part_of_train(beir: Path) -> None:
+    collection = opened(beir)
+    assert collection.splits == ("dev", "test", "train", "train-all")
+    dev, train = collection.qrels("dev"), collection.qrels("train")
+    assert [qrel.query_id for qrel in dev] == ["q16", "q19", "q20", "q33", "q36"]
+    assert sorted(dev + train) == sorted(collection.qrels("train-all"))
+    assert {query.id for query in collection.queries("dev")} == {qrel.query_id for qrel in dev}
+
+
+def test_beir_dev_file_wins(beir: Path) -> None:
+    (beir / "qrels" / "dev.tsv").write_text("query-id\tcorpus-id\tscore\nq41\td3\t2\n")
+    collection = opened(beir)
+    assert collection.qrels("dev") == [Qrel("q41", "d3", 2)]
+    assert len(collection.qrels("train")) == len(collection.qrels("train-all")) == 40
+
+
+def test_a_judgement_of_an_unknown_query_names_its_line(beir: Path) -> None:
+    path = beir / "qrels" / "test.tsv"
+    path.write_text("query-id\tcorpus-id\tscore\nq40\td40\t1\nq99\td1\t1\n")
+    with pytest.raises(DataError) as caught:
+        opened(beir).queries("test")
+    assert str(caught.value) == f"{path}:3: no query has the id 'q99'"
+
+
+def test_unknown_splits_name_the_known_ones(beir: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        opened(beir).qrels("tset")
+    known = "it has dev, test, train, train-all"
+    assert str(caught.value) == f"{beir}: no split 'tset' (did you mean 'test'?); {known}"
+    for path in (beir / "qrels").iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match=r"no split 'test'; it has no judgements$"):
+        opened(beir).qrels("test")
+    (beir / "queries.jsonl").unlink()
+    with pytest.raises(DataError, match=r"the BEIR folder holds no queries\.jsonl$"):
+        opened(beir).queries()
+
+
+def pair(number: int, question: str, answer: str, focus: str = "one") -> dict[str, str]:
+    return {"_id": str(number), "source": "S", "focus": focus, "question": question, "answer": answer}
+
+
+def test_equal_questions_are_one_query_and_equal_answers_all_relevant(write: Write) -> None:
+    rows = [
+        pair(1, "What is it?", "First answer."),
+        pair(2, "what  IS it?", "Second answer."),
+        pair(3, "Where is it?", "first  answer."),
+        pair(4, "Who is it?", "Nobody."),
+    ]
+    path = write("pairs.jsonl", rows)
+    collection = opened(path)
+    ids = [document.id for document in collection.documents()]
+    assert [name.partition("-")[0] for name in ids] == ["1", "2", "3", "4"]
+    split = split_by_focus("one")
+    assert (
+        collection.queries(split)
+        == collection.queries()
+        == [
+            Query(f"q-{ids[0]}", "What is it?"),
+            Query(f"q-{ids[2]}", "Where is it?"),
+            Query(f"q-{ids[3]}", "Who is it?"),
+        ]
+    )
+    judged = defaultdict(set)
+    for qrel in read_qrels(path, split):
+        judged[qrel.query_id].add(qrel.document_id)
+    assert judged == {
+        f"q-{ids[0]}": {ids[0], ids[1], ids[2]},
+        f"q-{ids[2]}": {ids[0], ids[2]},
+        f"q-{ids[3]}": {ids[3]},
+    }
+    assert collection.splits == ("train", "dev", "test")
+
+
+def test_bad_pairs_name_their_line(write: Write) -> None:
+    good = pair(1, "Q?", "A.")
+    for bad, reason in [
+        ({**good, "answer": ""}, "empty answer"),
+        ({**good, "question": 3}, "the field question is not text but a number"),
+        ({"_id": "2", "text": "x"}, "a pair has the fields question and answer, and no text"),
+        (good, "the same _id and question as in line 1"),
+    ]:
+        path = write("pairs.jsonl", [good, bad])
+        with pytest.raises(DataError) as caught:
+            open_collection(path)
+        assert str(caught.value) == f"{path}:2: {reason}"
+
+
+def test_squad_questions_are_the_test_split(write: Write, squad: Callable[..., str]) -> None:
+    collection = opened(write("s.json", squad(("T", [("one", [("a", "q1"), ("b", "q2")]), ("two", [("c", "q3")])]))))
+    assert collection.splits == ("test",)
+    assert collection.queries("test") == [Query("a", "q1"), Query("b", "q2"), Query("c", "q3")]
+    assert collection.qrels("test") == [Qrel("a", "T-1", 1), Qrel("b", "T-1", 1), Qrel("c", "T-2", 1)]
+    with pytest.raises(DataError, match=r"no split 'train'; it has test$"):
+        collection.qrels("train")
+
+
+def test_bad_squad_questions(write: Write, squad: Callable[..., str]) -> None:
+    path = write("s.json", squad(("T", [("one", [("a", "q1")]), ("two", [("a", "q3")])])))
+    with pytest.raises(DataError, match=r"s\.json: duplicate question id 'a'$"):
+        open_collection(path)
+    path = write("s.json", squad(("T", [("one", [("a", " ")])])))
+    with pytest.raises(DataError, match=r"empty question or question id in the paragraph 'T-1'$"):
+        open_collection(path)
+    path = write("s.json", squad(("T", [("one", [("a", None)])])))
+    with pytest.raises(
+        DataError, match=r"data\[0\]\.paragraphs\[0\]\.qas\[0\]: the field question is missing or not text$"
+    ):
+        open_collection(path)
+
+
+def test_real_beir_and_squad(shared: Path) -> None:
+    collection = opened(shared / "data" / "scifact")
+    sizes = {name: (len(collection.queries(name)), len(collection.qrels(name))) for name in collection.splits}
+    assert sizes == {"dev": (154, 173), "test": (300, 339), "train": (655, 746), "train-all": (809, 919)}
+    assert not {query.id for query in collection.queries("dev")} & {query.id for query in collection.queries("train")}
+    for language in ("en", "zh"):
+        squad = opened(shared / "data" / "xquad" / f"xquad.{language}.json")
+        assert (len(squad.queries("test")), len(squad.qrels("test"))) == (1190, 1190)
+        assert {qrel.document_id for qrel in squad.qrels("test")} == {document.id for document in squad.documents()}
+
+
+def test_real_pairs_split_by_focus(shared: Path) -> None:
+    path = shared / "data" / "medquad" / "pairs.jsonl.gz"
+    collection = opened(path)
+    assert {name: len(collection.queries(name)) for name in collection.splits} == {
+        "train": 11392,
+        "dev": 1402,
+        "test": 1551,
+    }
+    documents = {document.id: document for document in collection.documents()}
+    own = {name: {query.id.removeprefix("q-") for query in collection.queries(name)} for name in collection.splits}
+    focus = {name: {normalise(documents[key].metadata["focus"]) for key in keys} for name, keys in own.items()}
+    assert not focus["train"] & focus["dev"]
+    assert not focus["train"] & focus["test"]
+    assert not focus["dev"] & focus["test"]
+    judged = defaultdict(set)
+    for qrel in collection.qrels("test"):
+        judged[qrel.query_id].add(qrel.document_id)
+    for query_id, relevant in judged.items():
+        assert query_id.removeprefix("q-") in relevant
+        texts = {normalise(documents[key].text) for key in relevant}
+        assert all(key in relevant for key in relevant if normalise(documents[key].text) in texts)
