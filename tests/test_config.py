@@ -1,0 +1,97 @@
+"""Configurations check themselves, and survive the way to TOML and back."""
+
+import tomllib
+from dataclasses import FrozenInstanceError, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llara import config
+from llara.cli.parse import config_class, field_help, parse
+from llara.cli.table import COMMANDS, Command
+from llara.config import AdaptConfig, EvaluateConfig, FinetuneConfig, IndexConfig, JobConfig, SearchConfig, to_toml
+from llara.errors import ConfigError
+
+ODD = 'a "quoted" \\ path\twith\x7f ünïcode'
+VALUES: dict[str, dict[str, Any]] = {
+    "demo": {"output": Path(ODD), "fast": True, "seed": 7},
+    "adapt": {
+        "model": "mini", "corpus": (Path("a b"), Path(ODD)), "output": Path("out"), "steps": 5, "learning_rate": 3e-4,
+        "template": ODD, "lora_modules": ("q_proj", "v_proj"), "report_to": (), "loss_scale": 0.1, "offline": True,
+    },
+    "finetune": {
+        "model": "org/name", "train": (Path("a"),), "output": Path("out"), "titles": False, "query_length": 32,
+        "temperature": 1e-5, "weight_decay": 0.0, "bos": "yes",
+    },
+    "encode": {"model": "m", "corpus": (Path("c"),), "output": Path("v"), "vector_dtype": "float16"},
+    "index": {"output": Path("i"), "corpus": (Path("c"), Path("d")), "type": "bm25", "k1": 1.2, "verify": True},
+    "search": {"query": "-5 degrees: why? 'so' \"then\"", "index": Path("i"), "top_k": 3},
+    "evaluate": {"run": (Path("r1"), Path("r2")), "qrels": Path("q"), "metrics": ("nDCG@10",), "output": Path("o")},
+    "verify": {"path": Path("p")},
+    "doctor": {"offline": True},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_every_configuration_survives_toml(command: Command, tmp_path: Path) -> None:
+    made = config_class(command)(**VALUES[command.name])
+    file = tmp_path / "settings.toml"
+    file.write_text(to_toml(made), encoding="utf-8")
+    parsed = parse([command.name, "--config", str(file)])
+    assert parsed is not None
+    assert parsed.config == made
+
+
+def test_the_round_trip_covers_every_configuration() -> None:
+    assert set(VALUES) == {command.name for command in COMMANDS}
+    base = {"JobConfig", "ModelConfig", "TrainConfig"}
+    classes = {name for name, value in vars(config).items() if isinstance(value, type) and issubclass(value, JobConfig)}
+    assert classes - base == {command.config for command in COMMANDS} - base
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_every_field_has_help(command: Command) -> None:
+    cls = config_class(command)
+    texts = field_help(cls)
+    assert [field.name for field in fields(cls) if len(texts.get(field.name, "")) < 5] == []
+
+
+def test_toml_leaves_out_what_is_not_set() -> None:
+    text = to_toml(SearchConfig(query="why", index=Path("i")))
+    assert "queries" not in tomllib.loads(text)
+    assert tomllib.loads(text)["query"] == "why"
+
+
+def test_a_configuration_cannot_be_changed() -> None:
+    made = SearchConfig(query="why", index=Path("i"))
+    with pytest.raises(FrozenInstanceError):
+        made.top_k = 3  # type: ignore[misc]
+
+
+def problems(make: Any, **values: Any) -> tuple[str, ...]:
+    with pytest.raises(ConfigError) as caught:
+        make(**values)
+    return caught.value.problems
+
+
+def test_all_faults_are_reported_at_once() -> None:
+    found = problems(AdaptConfig, corpus=(), output=Path("o"), steps=0, warmup=2, chunk_length=-1)
+    assert found == (
+        "--model: is required (a folder, a hub id, or mini)",
+        "--steps: must be 1 or more, got 0",
+        "--warmup: must be between 0 and 1, got 2",
+        "--corpus: is required",
+        "--chunk-length: must be 1 or more, got -1",
+    )
+
+
+def test_settings_that_exclude_each_other() -> None:
+    index = Path("i")
+    assert "exactly one" in problems(SearchConfig, index=index)[0]
+    assert "exactly one" in problems(SearchConfig, index=index, query="a", queries=Path("q"))[0]
+    assert problems(SearchConfig, index=index, queries=Path("q")) == ("--output: is required with --queries",)
+    assert problems(IndexConfig, output=index) == ("--vectors: is required for --type flat",)
+    assert "exactly one" in problems(IndexConfig, output=index, type="bm25")[0]
+    assert "--temperature" in problems(FinetuneConfig, model="m", train=(index,), output=index, temperature=0)[0]
+    assert problems(EvaluateConfig, run=(), qrels=index, metrics=()) == ("--run: is required", "--metrics: is required")
