@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 SNIPPET_LINES = 2
-MAX_WIDTH = 120  # longer lines are hard to read
+MIN_WIDTH, MAX_WIDTH = 40, 120  # longer lines are hard to read
 
 
 class Row(NamedTuple):
@@ -23,7 +23,7 @@ class Row(NamedTuple):
 
 def render_hits(rows: Iterable[Row], width: int | None = None, colour: bool | None = None) -> str:
     """Returns the list, wrapped at `width` columns (default: the terminal's), coloured on a terminal only."""
-    width = width or min(MAX_WIDTH, shutil.get_terminal_size((100, 24)).columns)
+    width = max(MIN_WIDTH, width or min(MAX_WIDTH, shutil.get_terminal_size((100, 24)).columns))
     paint = _on_colour_terminal() if colour is None else colour
     return "\n".join(line for row in rows for line in _lines(row, width, paint)) or "no hits"
 
@@ -31,10 +31,10 @@ def render_hits(rows: Iterable[Row], width: int | None = None, colour: bool | No
 def _lines(row: Row, width: int, paint: bool) -> list[str]:
     margin = " " * 4
     title, text = _clean(row.title), _clean(row.text)
-    head = textwrap.shorten(title or row.id, max(10, width - 14), placeholder=" …")
+    head = textwrap.shorten(title or row.id, width - 14, placeholder=" …")
     lines = [f"{row.rank:>3} {_style(f'{row.score:8.4f}', '2', paint)}  {_style(head, '1', paint)}"]
     if title and row.id:
-        lines.append(_style(margin + textwrap.shorten(row.id, max(10, width - 4), placeholder=" …"), "2", paint))
+        lines.append(_style(margin + textwrap.shorten(row.id, width - 4, placeholder=" …"), "2", paint))
     # A text may be a megabyte long; only its beginning is wrapped.
     body = textwrap.wrap(text[: width * (SNIPPET_LINES + 1)], width - 4, max_lines=SNIPPET_LINES, placeholder=" …")
     return [*lines, *(margin + line for line in body)]

@@ -70,14 +70,18 @@ def parse(argv: Sequence[str]) -> Parsed | None:
     if command is None and not {"--help", "-h", "--version"} & set(tokens):
         word = tokens[0] if tokens else ""
         raise ConfigError(f"{word}: unknown command{nearest(word, [c.name for c in COMMANDS])}; see llara --help")
+    unknown: list[str] = []
+    if command is not None:
+        tokens, unknown = _without_unknown(config_class(command), tokens)
     try:
         function, bound, unused, _ = build_app().parse_known_args(tokens)
     except CycloptsError as error:
-        raise ConfigError(_explain(error)) from None
+        raise ConfigError([*unknown, _explain(error)]) from None
     if command is None or not hasattr(function, "command"):
         function(*bound.args, **bound.kwargs)  # help and version are functions to cyclopts, too
         return None
-    return _settle(command, bound.arguments, unused)
+    strangers = [f"{token}: not expected here; a text with blanks needs quotes" for token in unused]
+    return _settle(command, bound.arguments, [*unknown, *strangers])
 
 
 def build_app() -> App:
@@ -188,12 +192,12 @@ def _globals_last(argv: Sequence[str]) -> list[str]:
     return [*argv[at : at + 1], *before, *argv[at + 1 :]]
 
 
-def _settle(command: Command, given: dict[str, Any], unused: Sequence[str]) -> Parsed:
+def _settle(command: Command, given: dict[str, Any], unknown: Sequence[str]) -> Parsed:
     """Makes the configuration, or raises with everything that is wrong."""
     cls = config_class(command)
     option_names = {f.name for f in fields(Options)}
     settings = {name: value for name, value in given.items() if name not in option_names}
-    problems = [*_unknown(cls, unused), *_missing(cls, settings)]
+    problems = [*unknown, *_missing(cls, settings)]
     config: JobConfig | None = None
     try:
         # Placeholders for what is missing let the other checks speak in the same breath.
@@ -212,16 +216,26 @@ def _missing(cls: type[JobConfig], settings: dict[str, Any]) -> Iterator[str]:
             yield f"{_flag(field.name)}: is required"
 
 
-def _unknown(cls: type[JobConfig], unused: Sequence[str]) -> Iterator[str]:
-    known = [_flag(f.name) for f in (*fields(cls), *fields(Options))] + ["--help"]
-    previous_unknown = False
-    for token in unused:
+def _without_unknown(cls: type[JobConfig], tokens: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Takes unknown flags and their values out of a command line; returns the rest, and one problem per flag."""
+    known = {"--help", "-h", "--version", *(_flag(f.name) for f in (*fields(cls), *fields(Options)))}
+    known |= {"--no-" + _flag(f.name)[2:] for f in fields(cls) if f.default is True}
+    kept: list[str] = []
+    problems: list[str] = []
+    dropping = False
+    for at, token in enumerate(tokens):
+        if token == "--":
+            return kept + list(tokens[at:]), problems
         name = token.partition("=")[0]
-        if name.startswith("-") and not name[1:2].isdigit():
-            previous_unknown = "=" not in token
-            yield f"{name}: unknown flag{nearest(name, known)}"
-        elif not previous_unknown:  # what follows an unknown flag is its value, and no fault of its own
-            yield f"{token}: not expected here; a text with blanks needs quotes"
+        if name.startswith("-") and (name[1:2].isalpha() or name.startswith("--")):
+            dropping = name.replace("_", "-") not in known
+            if dropping:
+                problems.append(f"{name}: unknown flag{nearest(name, known)}")
+                dropping = "=" not in token
+                continue
+        if not dropping:  # what follows an unknown flag is its value, and no fault of its own
+            kept.append(token)
+    return kept, problems
 
 
 def _flag(name: str) -> str:
