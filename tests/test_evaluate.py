@@ -170,6 +170,7 @@ def test_evaluate_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "bm25: 1 queries have no judgements and are left out: q8" in told
     assert "bm25: 2 judged queries have no hits and count as zero: q2, q3" in told
     saved = json.loads(output.read_text())
+    assert saved.pop("config")["permutations"] == 50
     assert saved == json.loads(json.dumps(result.to_json()))
     assert saved["values"]["bm25"]["RR@10"] == [0.5, 0.0, 0.0]
 

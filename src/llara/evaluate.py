@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llara import progress
-from llara.config import EvaluateConfig
+from llara.config import EvaluateConfig, to_plain
 from llara.data import rank_hits, read_qrels, read_run
 from llara.errors import ConfigError, DataError, nearest
 from llara.files import write_json_atomic
@@ -136,8 +136,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         _check_overlap(name, run, judged, path, config.qrels)
     result = compare(runs, qrels, config.metrics, permutations=config.permutations, seed=config.seed)
     if config.output is not None:
-        config.output.parent.mkdir(parents=True, exist_ok=True)
-        write_json_atomic(config.output, result.to_json())
+        write_json_atomic(config.output, {**result.to_json(), "config": to_plain(config)})
     return result
 
 

@@ -94,7 +94,7 @@ def test_file_is_what_faiss_writes_and_is_memory_mapped(tmp_path: Path) -> None:
 @pytest.mark.parametrize("queries", [np.zeros((2, 5), np.float32), np.zeros(4, np.float32)])
 def test_queries_of_another_dimension(tmp_path: Path, queries: Any) -> None:
     index = make_flat(tmp_path, unit(5, 4), list("abcde"))
-    with pytest.raises(ModelError, match="dimension 4, the queries are .*built with the model models/somewhere"):
+    with pytest.raises(ModelError, match=r"dimension 4, the queries are .*built with the model models/somewhere"):
         index.search(queries, 3)
 
 
@@ -126,7 +126,7 @@ def test_a_changed_byte_in_the_header_is_an_error_and_never_a_signal(tmp_path: P
         changed = bytearray(data)
         changed[at] ^= 0x41
         (tmp_path / FILE).write_bytes(changed)
-        with pytest.raises(StorageError, match="index.faiss: is damaged: its header"):
+        with pytest.raises(StorageError, match=r"index.faiss: is damaged: its header"):
             FlatIndex(tmp_path, manifest)
 
 

@@ -30,5 +30,6 @@ def bm25(query: str, texts: Sequence[str], k1: float, b: float) -> list[float]:
         idf = math.log(1 + (len(texts) - holding + 0.5) / (holding + 0.5))
         for number, document in enumerate(documents):
             frequency = document.count(word)
-            scores[number] += idf * frequency / (frequency + k1 * (1 - b + b * len(document) / average))
+            if frequency:
+                scores[number] += idf * frequency / (frequency + k1 * (1 - b + b * len(document) / average))
     return scores

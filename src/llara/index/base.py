@@ -1,8 +1,8 @@
 """What every kind of index shares: its folder, its document ids, its hits, and the order of equal scores.
 
 An index folder holds `manifest.json` (published last), `identity.json` (what the folder was claimed for),
-`config.toml`, `ids.txt` with `ids.offsets.npy`, and the files of its kind. It is complete without the vectors folder
-it was built from; only texts and titles for display are read from there.
+`config.toml`, `ids.txt` with `ids.offsets.npy`, and the files of its type; where it was built from a corpus, also
+`documents`. It is complete without the vectors folder it was built from: only texts and titles to show are read there.
 """
 
 import os
@@ -16,11 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llara.encoding.arrays import open_array, write_array
-from llara.encoding.manifest import FORMAT, MANIFEST, read_sealed, write_sealed
+from llara.encoding.manifest import FORMAT, check_folder, read_manifest, read_sealed, write_sealed
+from llara.encoding.manifest import MANIFEST as MANIFEST
 from llara.errors import StorageError
 from llara.files import FileRecord, check_file, read_json, write_atomic
 
 KIND = "index"
+DOCUMENTS = "documents"  # the document store, where the index was built from a corpus
 IDS, OFFSETS = "ids.txt", "ids.offsets.npy"
 
 Floats = NDArray[np.float32]
@@ -97,7 +99,15 @@ class Manifest:
         manifest = cls(**{each.name: content[each.name] for each in fields(cls)})
         for name, record in manifest.files.items():
             check_file(folder / name, record, full=verify)
+        if verify and manifest.documents == DOCUMENTS:
+            for error in check_folder(folder / DOCUMENTS, read_manifest(folder / DOCUMENTS), full=True):
+                raise error
         return manifest
+
+    @property
+    def kind(self) -> str:
+        """What the folder holds, in words."""
+        return f"{self.type} index"
 
 
 class Ids:

@@ -1,0 +1,164 @@
+"""The job `index`: vectors, or words, become an index folder. Also opens one, whatever its type."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from llara import progress
+from llara.config import IndexConfig, to_toml
+from llara.data import read_rows
+from llara.encoding.documents import DocumentStore
+from llara.encoding.manifest import read_manifest
+from llara.encoding.shards import Vectors, write_documents
+from llara.errors import DataError, StorageError
+from llara.files import IDENTITY, FileRecord, FolderLock, claim_output, remove_leftovers, sha256_file, write_atomic
+from llara.index.base import DOCUMENTS, MANIFEST, Manifest, relative_path, write_ids
+from llara.index.bm25 import Bm25Index, check_language, write_bm25
+from llara.index.flat import FlatIndex, write_flat
+
+CONFIG = "config.toml"
+
+
+@dataclass(frozen=True)
+class IndexResult:
+    """What `build_index` left in the folder; `reused` tells that it was there already."""
+
+    output: Path
+    type: str
+    documents: int
+    rejected: int
+    bytes: int
+    reused: bool
+
+
+class _Source(NamedTuple):
+    """What an index is built from. `vectors` is None where words are all that is needed."""
+
+    folder: Path
+    store: DocumentStore
+    vectors: Vectors | None
+    fingerprint: str
+    rejected: int
+
+
+def build_index(config: IndexConfig) -> IndexResult:
+    """Builds an index folder; one that was built from the same is left as it is.
+
+    Bad rows of `config.corpus` are skipped, counted, and listed in `documents/rejected.jsonl`.
+
+    Raises:
+        ConfigError: A language that has no stemmer.
+        DataError: A corpus file is missing, empty or unreadable, or there is nothing to index.
+        StorageError: A full disk, damage, a second writer, or a folder that belongs to another configuration.
+    """
+    if config.type == "bm25":
+        check_language(config.language)
+    # What can be found wrong with the input must be found before the output folder is claimed.
+    vectors = Vectors.open(config.vectors, config.verify) if config.vectors else None
+    next(read_rows(config.corpus) if config.corpus else iter(()), None)
+    with FolderLock(config.output):
+        identity: dict[str, Any] = {"type": config.type}
+        if config.type == "bm25":
+            identity |= {"k1": config.k1, "b": config.b, "language": config.language}
+        finished = claim_output(config.output, identity, "index") and (config.output / MANIFEST).exists()
+        remove_leftovers(config.output)
+        source = _open_source(config, vectors)
+        if finished:
+            return _reuse(config, source)
+        return _build(config, source)
+
+
+def open_index(folder: Path, *, verify: bool = False) -> FlatIndex | Bm25Index:
+    """Opens an index folder, memory-mapped, after checking the sizes of its files; with `verify` their SHA-256 too.
+
+    StorageError for a folder that is missing, damaged, or no index.
+    """
+    manifest = Manifest.read(folder, verify=verify)
+    if manifest.type == "flat":
+        return FlatIndex(folder, manifest)
+    if manifest.type == "bm25":
+        return Bm25Index(folder, manifest)
+    raise StorageError(folder, f"is an index of type {manifest.type!r}, which this version does not know")
+
+
+def _open_source(config: IndexConfig, vectors: Vectors | None) -> _Source:
+    if vectors is not None:
+        # Words depend on the corpus alone, so that BM25 stays what it is when another model encodes the same corpus.
+        fingerprint = vectors.fingerprint if config.type == "flat" else str(vectors.manifest["corpus"])
+        source = _Source(
+            vectors.folder,
+            vectors.documents,
+            vectors if config.type == "flat" else None,
+            fingerprint,
+            vectors.manifest["rejected"],
+        )
+    else:
+        folder = config.output / DOCUMENTS
+        with progress.Progress("read", None, "rows") as shown:
+            write_documents(folder, read_rows(config.corpus), progress=shown, verify=config.verify)
+        manifest = read_manifest(folder)
+        source = _Source(folder, DocumentStore(folder, manifest), None, manifest["corpus"], manifest["rejected"])
+    if not len(source.store):
+        raise DataError(source.folder, None, f"holds no document to index ({source.rejected} rows were rejected)")
+    return source
+
+
+def _reuse(config: IndexConfig, source: _Source) -> IndexResult:
+    manifest = Manifest.read(config.output, verify=config.verify)
+    if manifest.source != source.fingerprint:
+        what = f"was built from other documents or vectors than {source.folder} holds now"
+        raise StorageError(config.output, f"{what}; choose another --output, or delete this folder to start again")
+    documents = relative_path(source.folder, config.output)
+    if manifest.documents != documents:  # the same vectors in another place
+        Manifest(**{**vars(manifest), "documents": documents}).publish(config.output)
+    progress.note(f"{config.output}: nothing to do, this index is finished")
+    return _result(config, manifest, source, reused=True)
+
+
+def _build(config: IndexConfig, source: _Source) -> IndexResult:
+    output, count = config.output, len(source.store)
+    files = write_ids(output, _ids(source.store))
+    with progress.Progress("index", count, "documents") as shown:
+        if source.vectors is not None:
+            made, settings = write_flat(output, _shards(source.vectors, shown), count, source.vectors.dim)
+        else:
+            documents = (_counted(each, shown) for each in source.store.iter_documents())
+            made, settings = write_bm25(output, documents, config.k1, config.b, config.language)
+    files |= made
+    files[CONFIG] = write_atomic(output / CONFIG, to_toml(config).encode())
+    files[IDENTITY] = FileRecord((output / IDENTITY).stat().st_size, sha256_file(output / IDENTITY))
+    manifest = Manifest(
+        type=config.type,
+        count=count,
+        settings=settings,
+        model=source.vectors.identity if source.vectors else None,
+        model_path=source.vectors.manifest["about"].get("model_path", "") if source.vectors else "",
+        source=source.fingerprint,
+        documents=relative_path(source.folder, output),
+        files=files,
+    )
+    manifest.publish(output)
+    open_index(output)  # what cannot be opened must fail here, not at the first search
+    return _result(config, manifest, source, reused=False)
+
+
+def _result(config: IndexConfig, manifest: Manifest, source: _Source, *, reused: bool) -> IndexResult:
+    size = sum(record.bytes for record in manifest.files.values())
+    return IndexResult(config.output, manifest.type, manifest.count, source.rejected, size, reused)
+
+
+def _ids(store: DocumentStore, step: int = 10_000) -> Iterator[str]:
+    for start in range(0, len(store), step):
+        yield from store.ids(start, start + step)
+
+
+def _shards(vectors: Vectors, shown: progress.Progress) -> Iterator[Any]:
+    for shard in vectors.shards():
+        yield shard
+        shown.advance(len(shard))
+
+
+def _counted(item: Any, shown: progress.Progress) -> Any:
+    shown.advance()
+    return item

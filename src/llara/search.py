@@ -1,0 +1,220 @@
+"""The job `search`: queries become a run, or one query its hits with their texts."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from llara import progress
+from llara.config import SearchConfig, to_toml
+from llara.data import read_queries, write_run
+from llara.encoding.documents import DocumentStore
+from llara.errors import ConfigError, DataError, ModelError, StorageError
+from llara.files import write_atomic
+from llara.index.bm25 import Bm25Index
+from llara.index.build import open_index
+from llara.index.flat import FlatIndex
+from llara.records import Document, Hit, Query
+
+ONE, MANY = 10, 1000  # hits per query by default: for one query, for a run
+QUERY_ID = "query"  # of a query given as text
+_BLOCK = 256  # queries searched between two steps of the progress
+_WORD = re.compile(r"\w+")
+
+
+class Found(NamedTuple):
+    """One hit of a single query, to be shown: `text` is the part of the document that speaks of the query."""
+
+    rank: int
+    score: float
+    id: str
+    title: str
+    text: str
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What `search` found; `answers` is filled for a single query, `output` is the run where one was written."""
+
+    index: Path
+    queries: int
+    hits: int
+    without_hits: int
+    output: Path | None
+    answers: tuple[Found, ...] = ()
+
+
+def search(config: SearchConfig) -> SearchResult:
+    """Searches an index with a file of queries or with one query.
+
+    A run holds, per query, hits by score descending, ties by document id descending; scores are float32.
+
+    Raises:
+        ConfigError: An empty query, or a model that is neither given nor recorded in the index.
+        DataError: A file of queries that does not fit its format.
+        ModelError: Another model than the one that made the index.
+        StorageError: A folder that is no index, is damaged, or is not there.
+    """
+    queries = _read_queries(config)
+    index = open_index(config.index, verify=config.verify)
+    top_k = config.top_k or (MANY if config.query is None else ONE)
+    run = dict(_search(index, queries, top_k, config))
+    if config.output is not None:
+        write_run(config.output, run)
+        write_atomic(config.output.with_name(f"{config.output.name}.toml"), to_toml(config).encode())
+    answers = () if config.query is None else _describe(run[QUERY_ID], config.query, config.index, index)
+    return SearchResult(
+        index=config.index,
+        queries=len(queries),
+        hits=sum(map(len, run.values())),
+        without_hits=sum(not hits for hits in run.values()),
+        output=config.output,
+        answers=answers,
+    )
+
+
+def _read_queries(config: SearchConfig) -> list[Query]:
+    if config.query is not None:
+        if not config.query.strip():
+            raise ConfigError("--query: is empty")
+        return [Query(QUERY_ID, config.query)]
+    assert config.queries is not None, "the configuration checks itself"
+    queries = read_queries(config.queries, config.split)
+    if not queries:
+        raise DataError(config.queries, None, "holds no queries")
+    return queries
+
+
+def _search(
+    index: FlatIndex | Bm25Index, queries: Sequence[Query], top_k: int, config: SearchConfig
+) -> Iterator[tuple[str, list[Hit]]]:
+    texts = [query.text for query in queries]
+    vectors = _encode(index, texts, config) if isinstance(index, FlatIndex) else None
+    with progress.Progress("search", len(queries), "queries") as shown:
+        for start in range(0, len(queries), _BLOCK):
+            block = queries[start : start + _BLOCK]
+            if isinstance(index, Bm25Index):
+                found = index.search(texts[start : start + _BLOCK], top_k)
+            else:
+                assert vectors is not None
+                found = index.search(vectors[start : start + _BLOCK], top_k)
+            for query, scores, positions in zip(block, found.scores.tolist(), found.positions.tolist(), strict=True):
+                yield query.id, _hits(query.id, scores, positions, index)
+            shown.advance(len(block))
+
+
+def _hits(query_id: str, scores: list[float], positions: list[int], index: FlatIndex | Bm25Index) -> list[Hit]:
+    pairs = enumerate(zip(scores, positions, strict=True), 1)
+    return [Hit(query_id, index.ids[position], rank, score) for rank, (score, position) in pairs if position >= 0]
+
+
+def _encode(index: FlatIndex, texts: list[str], config: SearchConfig) -> np.ndarray[Any, np.dtype[np.float32]]:
+    from llara.retriever import Retriever
+
+    model = config.model or index.manifest.model_path
+    if not model:
+        raise ConfigError("--model: is required, the index does not say which model it was built with")
+    retriever = Retriever.load(
+        model,
+        template=config.template,
+        bos=config.bos,
+        dtype=config.dtype,
+        device=config.device,
+        trust_remote_code=config.trust_remote_code,
+        offline=config.offline,
+        verify=config.verify,
+    )
+    check_model(index, model, retriever.identity)
+    with progress.Progress("encode", len(texts), "queries") as shown:
+        return retriever.encode_queries(texts, token_budget=config.token_budget, on_batch=shown.advance)
+
+
+def check_model(index: FlatIndex, model: str, identity: dict[str, Any]) -> None:
+    """Raises ModelError, with every difference, when a model is not the one that made the index.
+
+    The type of the weights may differ: a corpus encoded in bfloat16 on a GPU may be searched in float32 on a CPU.
+    """
+    built = index.manifest.model or {}
+    old, new = (_flatten({name: each.get(name) for name in ("model_fingerprint", "dim", "contract")})
+                for each in (built, identity))  # fmt: skip
+    differing = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+    if differing:
+        listed = ", ".join(f"{name} was {_short(old.get(name))}, is {_short(new.get(name))}" for name in differing)
+        raise ModelError(
+            f"{model}: is not the model that the index was built with, {index.manifest.model_path} ({listed}); "
+            "search with that one, or encode the corpus again with this one"
+        )
+
+
+def _flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, item in value.items():
+        flat |= _flatten(item, f"{prefix}{name}.") if isinstance(item, dict) else {prefix + name: item}
+    return flat
+
+
+def _short(value: Any) -> str:
+    return f"{value[:12]}..." if isinstance(value, str) and len(value) > 40 else repr(value)
+
+
+def _describe(hits: Sequence[Hit], query: str, folder: Path, index: FlatIndex | Bm25Index) -> tuple[Found, ...]:
+    documents = [Document(hit.document_id, "") for hit in hits]
+    try:
+        store = DocumentStore.open(folder / index.manifest.documents)
+        positions = [store.find(hit.document_id) for hit in hits]
+        documents = [
+            found if position is None else store.get(position)
+            for found, position in zip(documents, positions, strict=True)
+        ]
+    except StorageError as error:  # the index is whole without its texts, so the hits are still right
+        progress.note(f"texts cannot be shown: {error}")
+    return tuple(
+        Found(hit.rank, hit.score, hit.document_id, document.title, snippet(document.text, query))
+        for hit, document in zip(hits, documents, strict=True)
+    )
+
+
+def snippet(text: str, query: str, width: int = 200) -> str:
+    """Returns about `width` characters of a text, in one line: the part that shares most words with a query.
+
+    Words count as the same when their first five letters are; the rarer one is in the text, the more it counts.
+    """
+    text = " ".join(text.split())
+    if len(text) <= width:
+        return text
+    wanted = {_stem(word) for word in _WORD.findall(query) if len(word) > 2}
+    places = [(match.start(), stem) for match in _WORD.finditer(text) if (stem := _stem(match[0])) in wanted]
+    start = _window_start(text, places, width)
+    stop = len(text) if start + width >= len(text) else text.rfind(" ", start, start + width + 1)
+    stop = stop if stop > start else start + width
+    return f"{'… ' if start else ''}{text[start:stop]}{' …' if stop < len(text) else ''}"
+
+
+def _stem(word: str) -> str:
+    return word.lower()[:5]
+
+
+def _window_start(text: str, places: Sequence[tuple[int, str]], width: int) -> int:
+    """Returns where to cut: at the word that opens the best window, or at its sentence where that is near."""
+    frequency = Counter(stem for _, stem in places)
+    best, best_value, last = 0, 0.0, 0
+    inside: Counter[str] = Counter()
+    for first, (start, stem) in enumerate(places):
+        while last < len(places) and places[last][0] < start + width * 3 // 4:
+            inside[places[last][1]] += 1
+            last += 1
+        value = sum(1 / frequency[each] for each, count in inside.items() if count)
+        if value > best_value + 1e-9:
+            best, best_value = first, value
+        inside[stem] -= 1
+    if not places or places[best][0] < width // 4:
+        return 0
+    start = places[best][0]
+    sentence = text.rfind(". ", start - width // 4, start)
+    if sentence >= 0:
+        return sentence + 2
+    return text.rfind(" ", 0, max(1, start - width // 10)) + 1
