@@ -1,0 +1,69 @@
+"""A corpus, an encoder without a model, and digests of whole folders."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llara.data import read_rows
+from llara.encoding.shards import VectorsSummary, write_vectors
+from llara.records import Document
+
+DIM = 8
+IDENTITY: dict[str, Any] = {"model_fingerprint": "f" * 8, "template": "paper"}
+
+
+def corpus_lines(count: int) -> list[bytes]:
+    """Rows of a corpus: with and without title and metadata, short and long, in several scripts."""
+    rows = []
+    for number in range(count):
+        fields: dict[str, Any] = {"_id": f"doc{number}", "text": f"Text {number} Größe 漢字\n" * (1 + number % 7)}
+        if number % 2:
+            fields["title"] = f"Title {number}"
+        if number % 3 == 0:
+            fields["year"] = 1900 + number
+        rows.append(json.dumps(fields, ensure_ascii=number % 5 == 0).encode())
+    return rows
+
+
+def write_corpus(path: Path, rows: Sequence[bytes]) -> Path:
+    path.write_bytes(b"".join(row + b"\n" for row in rows))
+    return path
+
+
+def vector_of(document: Document) -> list[float]:
+    digest = hashlib.sha256(f"{document.title}|{document.text}".encode()).digest()
+    return [float(byte) for byte in digest[:DIM]]
+
+
+class FakeEncoder:
+    """Gives vectors that depend on the text alone, and remembers which documents it was asked for."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[str]] = []
+
+    def __call__(self, documents: list[Document]) -> np.ndarray[Any, np.dtype[np.float32]]:
+        self.calls.append([document.id for document in documents])
+        return np.array([vector_of(document) for document in documents], np.float32)
+
+
+def run(corpus: Path, output: Path, shard_size: int = 10, **changes: Any) -> VectorsSummary:
+    """Runs the writer as `encode` does; `changes` are arguments of `write_vectors`."""
+    arguments: dict[str, Any] = {
+        "encode": FakeEncoder(),
+        "identity": IDENTITY,
+        "dim": DIM,
+        "vector_dtype": "float32",
+        "shard_size": shard_size,
+        "extras": {"config.toml": b'model = "mini"\n'},
+    }
+    return write_vectors(output, read_rows([corpus]), **(arguments | changes))
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Returns the SHA-256 of every file below a folder, hidden ones included."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
