@@ -2,7 +2,6 @@
 
 import gzip
 import hashlib
-import io
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +32,7 @@ def plain_name(path: Path) -> str:
 
 
 @contextmanager
-def open_bytes(path: Path) -> Iterator[BinaryIO]:
+def open_bytes(path: Path) -> Iterator[BinaryIO | gzip.GzipFile]:
     """Opens a plain or gzip file, told apart by the first bytes, for a name may lie. DataError where it cannot be."""
     try:
         raw = path.open("rb")
@@ -45,7 +44,8 @@ def open_bytes(path: Path) -> Iterator[BinaryIO]:
         # Files are expected, but a pipe works too: peek, where seek would not.
         if raw.peek(2)[:2] == _GZIP_MAGIC:
             with gzip.GzipFile(fileobj=raw, mode="rb") as unpacked:
-                yield io.BufferedReader(unpacked, 2**17)
+                # No BufferedReader around it: where the file is cut, that would lose what was unpacked before.
+                yield unpacked
         else:
             yield raw
 
@@ -88,7 +88,7 @@ def digest(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=16).digest()
 
 
-def _next_line(stream: BinaryIO, number: int, max_bytes: int) -> Line | None:
+def _next_line(stream: BinaryIO | gzip.GzipFile, number: int, max_bytes: int) -> Line | None:
     # Two bytes more than the limit: room for the line end.
     data = stream.readline(max_bytes + 2)
     if not data:
@@ -100,7 +100,7 @@ def _next_line(stream: BinaryIO, number: int, max_bytes: int) -> Line | None:
     return Line(number, data.removesuffix(b"\n").removesuffix(b"\r"))
 
 
-def _oversize(stream: BinaryIO, number: int, start: bytes) -> Line:
+def _oversize(stream: BinaryIO | gzip.GzipFile, number: int, start: bytes) -> Line:
     # The rest is read past in pieces; size and checksum remain, so that a change of the row can be told.
     checksum, size, piece = hashlib.blake2b(start, digest_size=16), len(start), start
     while not piece.endswith(b"\n") and (piece := stream.readline(_SKIP_BYTES)):
