@@ -1,0 +1,164 @@
+"""The contract: what a saved model says about how text becomes a vector, kept in `llara.json` beside the weights.
+
+It is written with the weights and checked at load, so that a folder means the same everywhere. `llara.json` holds the
+contract, a record of every file of the folder, a probe (texts, their token ids and vectors), and its own digest.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from llara import __version__
+from llara.errors import ModelError
+from llara.files import FileRecord, check_file, read_json, sha256_file
+from llara.templates import PAPER, SideName, Template
+
+FILE_NAME = "llara.json"
+FORMAT, VERSION = "llara-model", 1
+# The files whose change alters token ids or shapes are small: their checksums are recomputed at every load.
+SMALL_FILE = 32 * 2**20
+
+
+@dataclass(frozen=True)
+class Contract:
+    """How text becomes a vector.
+
+    Attributes:
+        template: Strings and slots around a text.
+        bos: Whether every text starts with BOS.
+        title_separator: What stands between title and text of a passage; None leaves titles out.
+        query_length: Tokens of a query at most, prompt included.
+        passage_length: Tokens of a passage at most, prompt included.
+        pooling: How the slots' hidden states become one vector.
+        normalise: Whether vectors have unit length.
+        causal: Whether a position sees only what stands before it.
+    """
+
+    template: Template = PAPER
+    bos: bool = False
+    title_separator: str | None = " "
+    query_length: int = 64
+    passage_length: int = 160
+    pooling: str = "mean_of_slots"
+    normalise: bool = True
+    causal: bool = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns JSON values that `from_dict` reads back."""
+        return {**asdict(self), "template": self.template.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], source: str) -> "Contract":
+        """Reads a contract; `source` names the file in errors.
+
+        Raises:
+            ModelError: A field is missing or unknown, or says something that this version cannot do.
+        """
+        known = set(asdict(cls()))
+        if set(values) != known:
+            odd = ", ".join(sorted(set(values) ^ known))
+            raise ModelError(f"{source}: the contract's fields do not fit this version of llara: {odd}")
+        contract = cls(**{**values, "template": Template.from_dict(values["template"], f"{source}: template")})
+        if contract.pooling != "mean_of_slots" or not contract.causal:
+            raise ModelError(f"{source}: pooling {contract.pooling!r}, causal {contract.causal}: not supported")
+        return contract
+
+    def length(self, side: SideName) -> int:
+        """Returns how many tokens a text of this side may have, prompt included."""
+        return self.query_length if side == "query" else self.passage_length
+
+    def join_title(self, title: str, text: str) -> str:
+        """Returns a passage's full text; the one place where a title meets its text."""
+        return f"{title}{self.title_separator}{text}" if title and self.title_separator is not None else text
+
+    def with_lengths(self, query_length: int | None, passage_length: int | None) -> "Contract":
+        """Returns the contract with the lengths that are given replaced."""
+        return replace(
+            self,
+            query_length=query_length or self.query_length,
+            passage_length=passage_length or self.passage_length,
+        )
+
+
+def digest(values: Any) -> str:
+    """Returns the SHA-256 of JSON values, as hex, independent of key order and layout."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def folder_files(folder: Path) -> list[str]:
+    """Returns the names of the files that make up a model folder, `llara.json` itself left out."""
+    return sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.is_file()
+        and path.name != FILE_NAME
+        and path.suffix in {".json", ".safetensors", ".model", ".txt", ".jinja"}
+    )
+
+
+def make_record(folder: Path, contract: Contract, probe: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the content of `llara.json` for the files that lie in `folder`."""
+    files = {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_file(folder / name)}
+        for name in folder_files(folder)
+    }
+    record = {
+        "format": FORMAT,
+        "version": VERSION,
+        "llara": __version__,
+        "contract": contract.to_dict(),
+        "files": files,
+        "probe": probe,
+    }
+    return {**record, "digest": digest(record)}
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """Returns the content of a folder's `llara.json`, or None where there is none.
+
+    Raises:
+        ModelError: The file was changed after it was written, or comes from another format.
+    """
+    path = folder / FILE_NAME
+    if not path.is_file():
+        return None
+    record = read_json(path)
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise ModelError(f"{path}: is no llara model record")
+    if record.get("version") != VERSION:
+        raise ModelError(f"{path}: version {record.get('version')}; this llara reads version {VERSION}")
+    if digest({key: value for key, value in record.items() if key != "digest"}) != record.get("digest"):
+        raise ModelError(
+            f"{path}: was changed after it was saved. The contract belongs to the weights; "
+            "train again with other settings, or restore the file"
+        )
+    return record
+
+
+def check_files(folder: Path, record: Mapping[str, Any], *, full: bool) -> int:
+    """Checks sizes of all files, checksums of the small ones, and with `full` those of all; returns the bytes hashed.
+
+    Raises:
+        StorageError: A file is missing, or differs from what was saved.
+        ModelError: A file that was not there when the model was saved.
+    """
+    hashed = 0
+    for name, entry in record["files"].items():
+        complete = full or (entry["bytes"] <= SMALL_FILE and not name.endswith(".safetensors"))
+        check_file(folder / name, FileRecord(entry["bytes"], entry["sha256"]), full=complete)
+        hashed += entry["bytes"] if complete else 0
+    strangers = set(folder_files(folder)) - set(record["files"]) - {"training.json"}
+    if strangers:
+        raise ModelError(f"{folder}: holds files that were not saved with the model: {', '.join(sorted(strangers))}")
+    return hashed
+
+
+def describe_difference(expected: Sequence[int], found: Sequence[int]) -> str:
+    """Returns where two lists of token ids part, for an error message."""
+    for position, (left, right) in enumerate(zip(expected, found, strict=False)):
+        if left != right:
+            return f"token {position} was {left} when saved and is {right} now"
+    return f"{len(expected)} tokens when saved, {len(found)} now"

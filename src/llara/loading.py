@@ -1,0 +1,193 @@
+"""Opening a model folder: a saved llara model with its contract, a base model, or a published checkpoint."""
+
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from llara import contract as contracts
+from llara.config import ModelConfig
+from llara.contract import Contract
+from llara.errors import ConfigError, ModelError
+from llara.files import sha256_file
+from llara.model import EmbeddingModel
+from llara.progress import note
+from llara.templates import Template, load_template
+
+MINI = Path(__file__).parent / "assets" / "mini"
+WEIGHTS = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+
+
+def load_model(config: ModelConfig, *, for_training: bool = False, new_template: bool = False) -> EmbeddingModel:
+    """Opens the model that a job's configuration names.
+
+    A folder with `llara.json` is checked: sizes, tokenizer, contract, and the probe's ids and vectors; with
+    `config.verify` also the checksum of its weights. A folder without one gets its contract from the configuration.
+
+    Args:
+        config: Names the model, and how to load it.
+        for_training: Add the slot tokens that the tokenizer lacks, instead of refusing.
+        new_template: The job may give a saved model another template (adaptation does).
+
+    Raises:
+        ModelError: No such model, an incomplete or changed folder, or weights that are not safetensors.
+        ConfigError: A template or BOS setting that contradicts the model's contract.
+    """
+    folder = resolve(config.model, offline=config.offline, remote_code=config.trust_remote_code)
+    record = contracts.read_record(folder)
+    if record is not None:
+        contracts.check_files(folder, record, full=config.verify)
+    tokenizer = _load_tokenizer(folder, config)
+    saved = Contract.from_dict(record["contract"], str(folder / contracts.FILE_NAME)) if record else None
+    contract = _agree(saved, config, tokenizer, new_template=new_template)
+    lm, has_head = _load_weights(folder, config)
+    fingerprint = record["digest"] if record else _fingerprint(folder, contract)
+    model = EmbeddingModel(lm, tokenizer, contract, fingerprint, config.model)
+    model.has_head = has_head
+    if record is None:
+        note(
+            f"{config.model}: no {contracts.FILE_NAME} in the folder; "
+            f"using template {contract.template.name}, BOS {'yes' if contract.bos else 'no'}"
+        )
+    elif contract == saved:
+        model.check_probe(record["probe"], folder)
+    if for_training:
+        model.new_tokens = model.add_missing_tokens()
+    else:
+        model.bind()  # refuses a tokenizer that lacks a slot token now, not at the first batch
+    return model
+
+
+def resolve(name: str, *, offline: bool = False, remote_code: bool = False) -> Path:
+    """Returns the local folder of a model: `mini`, a folder, or a hub id (downloaded into the hub's cache)."""
+    if name == "mini":
+        return MINI
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"{folder}: holds no model (config.json is missing)")
+        return folder
+    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+        raise ModelError(f"{name}: no such folder, and not a hub id of the form organisation/name")
+    return _download(name, offline=offline, remote_code=remote_code)
+
+
+def _download(name: str, *, offline: bool, remote_code: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    patterns = [*WEIGHTS, "*.py"] if remote_code else list(WEIGHTS)
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=offline))
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, HFValidationError, OSError) as error:
+        raise ModelError(
+            f"{name}: neither a folder here nor in the hub's cache, and it could not be fetched "
+            f"({type(error).__name__}); get it with: hf download {name}"
+        ) from error
+
+
+def _load_tokenizer(folder: Path, config: ModelConfig) -> Any:
+    from transformers import AutoTokenizer
+
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")):
+        raise ModelError(f"{folder}: has no tokenizer (tokenizer.json is missing); copy it from the base model")
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(f"{folder}: its tokenizer cannot be read: {first_line(error)}") from error
+
+
+def _agree(saved: Contract | None, config: ModelConfig, tokenizer: Any, *, new_template: bool) -> Contract:
+    """Joins what the folder says with what the configuration asks for; a contradiction is an error."""
+    template: Template | None = load_template(config.template) if config.template else None
+    if saved is None:
+        contract = Contract(bos=adds_bos(tokenizer) if config.bos == "auto" else config.bos == "yes")
+        return replace(contract, template=template) if template else contract
+    asked_bos = saved.bos if config.bos == "auto" else config.bos == "yes"
+    asked = replace(saved, template=template or saved.template, bos=asked_bos)
+    if asked != saved and not new_template:
+        what = "--template" if asked.template != saved.template else "--bos"
+        raise ConfigError(
+            f"{what}: {config.model} was saved with template {saved.template.name!r} and BOS "
+            f"{'yes' if saved.bos else 'no'}; leave the flag out, or adapt the model anew"
+        )
+    return asked
+
+
+def adds_bos(tokenizer: Any) -> bool:
+    """Returns whether the tokenizer puts BOS in front of a text by itself."""
+    ids = tokenizer("a")["input_ids"]
+    return tokenizer.bos_token_id is not None and bool(ids) and ids[0] == tokenizer.bos_token_id
+
+
+def pick_device(name: str) -> torch.device:
+    """Returns the device that a configuration names; `auto` prefers a GPU.
+
+    Raises:
+        ConfigError: No such device here.
+    """
+    if name == "auto":
+        kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device(kind)
+    with suppress(RuntimeError, AssertionError):
+        device = torch.device(name)
+        torch.empty(1, device=device)
+        return device
+    raise ConfigError(f"--device: {name!r} is not available here")
+
+
+def pick_dtype(name: Literal["auto", "float32", "bfloat16", "float16"], device: torch.device) -> torch.dtype:
+    """Returns the dtype of the running weights; `auto` is float32 but on a GPU that has bfloat16."""
+    if name != "auto":
+        dtype: torch.dtype = getattr(torch, name)
+        return dtype
+    bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return torch.bfloat16 if bf16 else torch.float32
+
+
+def _load_weights(folder: Path, config: ModelConfig) -> tuple[Any, bool]:
+    """Returns the model in evaluation mode, and whether the folder held an LM head."""
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # a bar for reading weights says little, and ours tell the rest
+
+    if not list(folder.glob("*.safetensors")):
+        other = ", ".join(sorted(path.name for path in folder.glob("*.bin"))) or "none"
+        raise ModelError(f"{folder}: holds no .safetensors weights (others: {other}); pickled weights are not read")
+    device = pick_device(config.device)
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=pick_dtype(config.dtype, device),
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            trust_remote_code=config.trust_remote_code,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        raise ModelError(f"{folder}: cannot be loaded as a causal language model: {first_line(error)}") from error
+    lm, info = loaded
+    missing = set(info["missing_keys"])
+    head = {key for key in missing if key.startswith(("lm_head", "embed_out", "output"))}
+    if missing - head or info["mismatched_keys"]:
+        faults = sorted(map(str, (missing - head) | set(info["mismatched_keys"])))
+        raise ModelError(f"{folder}: weights are missing or of the wrong shape: {', '.join(faults[:5])}")
+    lm.requires_grad_(True)
+    return lm.to(device).eval(), not head
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's message; those of transformers run over many."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _fingerprint(folder: Path, contract: Contract) -> str:
+    """Returns a fingerprint for a folder that has no record: its files' checksums and the contract in use."""
+    files = {name: sha256_file(folder / name) for name in contracts.folder_files(folder)}
+    return contracts.digest({"files": files, "contract": contract.to_dict()})

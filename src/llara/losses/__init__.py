@@ -1,0 +1,1 @@
+"""The objectives of both training stages."""

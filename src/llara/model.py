@@ -1,0 +1,237 @@
+"""Any Hugging Face decoder as an embedding model: load, embed, save.
+
+Shapes: B rows of one batch, W their padded width, K slots, D hidden size, n rows in all.
+
+Rows are always padded on the right: under causal attention no real token can then see padding, so that neither mask
+nor position ids are needed, and sliding windows and ALiBi work as the model's own code defines them.
+"""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llara import contract as contracts
+from llara.batching import budget_batches
+from llara.contract import Contract
+from llara.errors import ModelError
+from llara.files import publish_folder, write_json_atomic
+from llara.templates import BoundTemplate, SideName, missing_tokens
+
+OnBatch = Callable[[int], None]
+SIDES: tuple[SideName, ...] = ("query", "passage")
+
+PROBE_TEXTS = (
+    "The sky is blue because air scatters short wavelengths of light more than long ones.",
+    "为什么天空是蓝色的？ 하늘은 왜 파란가요?",
+    "def read_lines(path):\n    return open(path).read().splitlines()  # </s>",
+)
+# Largest difference of a unit vector's component between machines, thread counts and batch shapes, per dtype.
+TOLERANCE = {torch.float32: 2e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2, torch.float64: 2e-4}
+
+
+class EmbeddingModel:
+    """A causal language model with its tokenizer and contract.
+
+    Attributes:
+        lm: The transformers model, with its LM head; LoRA layers may be injected into it.
+        tokenizer: Its tokenizer.
+        contract: How text becomes a vector.
+        fingerprint: SHA-256 that stands for weights, tokenizer and contract as they were loaded.
+        name: What the user called the model.
+        has_head: Whether the folder held an LM head; adaptation needs one.
+        new_tokens: Ids of slot tokens that were added at load, whose embeddings are still to be trained.
+    """
+
+    def __init__(self, lm: Any, tokenizer: Any, contract: Contract, fingerprint: str, name: str) -> None:
+        self.lm, self.tokenizer, self.contract = lm, tokenizer, contract
+        self.fingerprint, self.name = fingerprint, name
+        self.has_head = True
+        self.new_tokens: list[int] = []
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        device: torch.device = next(self.lm.parameters()).device
+        return device
+
+    @property
+    def dim(self) -> int:
+        """D, the size of a vector."""
+        return int(self.lm.config.get_text_config().hidden_size)
+
+    @property
+    def pad_id(self) -> int:
+        """The id that fills rows up; never seen by a real token."""
+        for candidate in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
+            if candidate is not None:
+                return int(candidate)
+        return 0
+
+    def bind(self) -> BoundTemplate:
+        """Returns the contract's template in this tokenizer's ids."""
+        return BoundTemplate(self.contract.template, self.tokenizer, bos=self.contract.bos)
+
+    def trunk(self, **inputs: Tensor | None) -> Tensor:
+        """Returns the last hidden states after the final norm, [B, W, D]."""
+        states: Tensor = self.lm.base_model(**inputs, use_cache=False).last_hidden_state
+        return states
+
+    def head(self, states: Tensor) -> Tensor:
+        """Returns the LM head's logits [..., V] with the model's own scaling and soft-cap (Cohere, Granite, Gemma)."""
+        config = self.lm.config.get_text_config()
+        logits: Tensor = self.lm.get_output_embeddings()(states)
+        if getattr(config, "logit_scale", None) is not None:
+            logits = logits * config.logit_scale
+        if getattr(config, "logits_scaling", None) is not None:
+            logits = logits / config.logits_scaling
+        cap = getattr(config, "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Returns token ids int64 [B, W], padded on the right, and lengths int64 [B], on the model's device."""
+        lengths = torch.tensor([len(row) for row in rows])
+        ids = torch.full((len(rows), int(lengths.max())), self.pad_id)
+        for number, row in enumerate(rows):
+            ids[number, : len(row)] = torch.tensor(row)
+        return ids.to(self.device), lengths.to(self.device)
+
+    def embed(
+        self,
+        rows: Sequence[Sequence[int]],
+        slots: int | Sequence[int],
+        token_budget: int,
+        on_batch: OnBatch | None = None,
+    ) -> Tensor:
+        """Returns the vectors of token id rows, float [n, D], in the order of the rows.
+
+        Rows are sorted by length and cut into batches of at most `token_budget` tokens, padding included. Gradients
+        are kept where grad mode is on.
+
+        Args:
+            rows: Token ids, template included; each ends with its slots.
+            slots: K, one for all rows or one per row.
+            token_budget: See `budget_batches`.
+            on_batch: Called after each batch with its number of rows.
+        """
+        if not rows:
+            return torch.empty(0, self.dim, device=self.device)
+        per_row = [slots] * len(rows) if isinstance(slots, int) else list(slots)
+        batches = budget_batches([len(row) for row in rows], token_budget)
+        parts = []
+        for batch in batches:
+            ids, lengths = self.pad([rows[i] for i in batch])
+            states = self.trunk(input_ids=ids, attention_mask=None)
+            parts.append(self.pool(states, lengths, [per_row[i] for i in batch]))
+            if on_batch is not None:
+                on_batch(len(batch))
+        order = torch.cat([torch.from_numpy(batch) for batch in batches]).to(self.device)
+        return torch.cat(parts)[torch.argsort(order)]
+
+    def pool(self, states: Tensor, ends: Tensor, counts: Sequence[int]) -> Tensor:
+        """Returns the mean of the hidden states at the slots, [B, D], at unit length where the contract says so.
+
+        Args:
+            states: [B, W, D].
+            ends: int64 [B], one past the last slot.
+            counts: Slots per row, B of them.
+        """
+        most = max(counts)
+        slots = torch.tensor(counts, device=states.device)[:, None]
+        is_slot = torch.arange(most, device=states.device) >= most - slots  # [B, most]
+        weights = is_slot.to(states.dtype) / slots
+        vectors = (slot_states(states, ends, most) * weights[..., None]).sum(dim=1)
+        return F.normalize(vectors, dim=-1) if self.contract.normalise else vectors
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        side: SideName,
+        token_budget: int = 8192,
+        max_length: int | None = None,
+        on_batch: OnBatch | None = None,
+    ) -> Tensor:
+        """Returns the vectors of texts, float32 [n, D] on the CPU, without gradients. See `embed`."""
+        template = self.bind()
+        rows = template.encode(texts, side, max_length or self.contract.length(side))
+        training = self.lm.training
+        self.lm.eval()
+        with torch.inference_mode():
+            vectors = self.embed(rows, template.side(side).slots, token_budget, on_batch)
+        self.lm.train(training)
+        return vectors.float().cpu()
+
+    def add_missing_tokens(self) -> list[int]:
+        """Adds the slot tokens that the tokenizer lacks, resizes the embeddings, and returns the new ids."""
+        missing = missing_tokens(self.contract.template, self.tokenizer)
+        if not missing:
+            return []
+        if self.tokenizer.eos_token_id is None and "</s>" in missing:
+            self.tokenizer.add_special_tokens({"eos_token": "</s>"})
+        self.tokenizer.add_tokens(missing, special_tokens=True)
+        rows = self.lm.get_input_embeddings().weight.shape[0]
+        if len(self.tokenizer) > rows:
+            self.lm.resize_token_embeddings(len(self.tokenizer))
+        ids: list[int] = self.tokenizer.convert_tokens_to_ids(missing)
+        return ids
+
+    def save(self, folder: Path, extra_files: dict[str, str] | None = None) -> None:
+        """Publishes the model folder in one rename: config, safetensors, tokenizer, and the contract with its probe.
+
+        Args:
+            folder: Must not exist yet.
+            extra_files: Names and contents of text files that go along.
+        """
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staged = Path(tempfile.mkdtemp(prefix=f".tmp-{folder.name}-", dir=folder.parent))
+        self.lm.save_pretrained(staged, safe_serialization=True)
+        self.tokenizer.save_pretrained(staged)
+        for name, content in (extra_files or {}).items():
+            (staged / name).write_text(content, encoding="utf-8")
+        write_json_atomic(staged / contracts.FILE_NAME, contracts.make_record(staged, self.contract, self._probe()))
+        publish_folder(staged, folder)
+
+    def _probe(self) -> dict[str, Any]:
+        template = self.bind()
+        dtype = str(next(self.lm.parameters()).dtype).removeprefix("torch.")
+        entries = []
+        for side in SIDES:
+            vectors = self.encode(PROBE_TEXTS, side)
+            ids = template.encode(PROBE_TEXTS, side, self.contract.length(side))
+            for text, row, vector in zip(PROBE_TEXTS, ids, vectors.tolist(), strict=True):
+                entries.append({"side": side, "text": text, "ids": row, "vector": [round(x, 7) for x in vector]})
+        return {"dtype": dtype, "entries": entries}
+
+    def check_probe(self, probe: dict[str, Any], folder: Path) -> None:
+        """Recomputes the probe's token ids and vectors.
+
+        Raises:
+            ModelError: They differ from what was saved; says what, and by how much.
+        """
+        template = self.bind()
+        saved, now = getattr(torch, probe["dtype"]), next(self.lm.parameters()).dtype
+        tolerance = max(TOLERANCE.get(saved, 5e-2), TOLERANCE.get(now, 5e-2))
+        for side in SIDES:
+            entries = [entry for entry in probe["entries"] if entry["side"] == side]
+            texts = [entry["text"] for entry in entries]
+            for entry, row in zip(entries, template.encode(texts, side, self.contract.length(side)), strict=True):
+                if entry["ids"] != row:
+                    what = contracts.describe_difference(entry["ids"], row)
+                    raise ModelError(f"{folder}: the tokenizer is not the one the model was saved with: {what}")
+            vectors = self.encode(texts, side)
+            worst = float((vectors - torch.tensor([entry["vector"] for entry in entries])).abs().max())
+            if not worst <= tolerance:  # also catches NaN
+                raise ModelError(
+                    f"{folder}: the weights do not give the vectors they gave when saved: "
+                    f"largest difference {worst:.2g}, allowed {tolerance:.2g} in {str(now).removeprefix('torch.')}"
+                )
+
+
+def slot_states(states: Tensor, ends: Tensor, count: int) -> Tensor:
+    """Returns the hidden states at the `count` positions before `ends` (int64 [B]), [B, count, D]."""
+    positions = (ends[:, None] - count + torch.arange(count, device=states.device)).clamp(min=0)
+    return states.gather(1, positions[..., None].expand(-1, -1, states.shape[-1]))

@@ -1,0 +1,118 @@
+"""The Python face of a model: texts in, vectors out."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from llara.config import Dtype, ModelConfig
+from llara.errors import ConfigError
+from llara.loading import load_model
+from llara.model import EmbeddingModel, OnBatch
+
+Vectors = npt.NDArray[np.float32]
+
+
+class Retriever:
+    """Encodes queries and passages with one model, as its contract says.
+
+    ```python
+    retriever = Retriever.load("runs/scifact")
+    scores = retriever.encode_queries(["why is the sky blue"]) @ retriever.encode_passages(["Air scatters ..."]).T
+    ```
+    """
+
+    def __init__(self, model: EmbeddingModel) -> None:
+        self.model = model
+
+    @classmethod
+    def load(
+        cls,
+        model: str,
+        *,
+        template: str | None = None,
+        bos: Literal["auto", "yes", "no"] = "auto",
+        dtype: Dtype = "auto",
+        device: str = "auto",
+        trust_remote_code: bool = False,
+        offline: bool = False,
+        verify: bool = False,
+    ) -> "Retriever":
+        """Opens a model folder, a hub id, or `mini`; see `ModelConfig` for the arguments.
+
+        Raises:
+            ModelError: The folder is incomplete, was changed, or fails its probe.
+            ConfigError: An argument contradicts the model's contract.
+        """
+        config = ModelConfig(
+            model=str(model),
+            template=template,
+            bos=bos,
+            dtype=dtype,
+            device=device,
+            trust_remote_code=trust_remote_code,
+            offline=offline,
+            verify=verify,
+        )
+        return cls(load_model(config))
+
+    @property
+    def dim(self) -> int:
+        """Size of a vector."""
+        return self.model.dim
+
+    @property
+    def passage_length(self) -> int:
+        """Tokens of a passage at most, prompt included."""
+        return self.model.contract.passage_length
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the vectors, as JSON values: two retrievers of equal identity give the same ones."""
+        return {
+            "model_fingerprint": self.model.fingerprint,
+            "dtype": str(next(self.model.lm.parameters()).dtype).removeprefix("torch."),
+            "dim": self.dim,
+            "contract": self.model.contract.to_dict(),
+        }
+
+    def encode_queries(
+        self, texts: Sequence[str], token_budget: int = 8192, on_batch: OnBatch | None = None
+    ) -> Vectors:
+        """Returns float32 [len(texts), dim], unit length. `on_batch` is called with the rows done after each batch."""
+        return self._encode(texts, "query", token_budget, None, on_batch)
+
+    def encode_passages(
+        self,
+        texts: Sequence[str],
+        titles: Sequence[str] | None = None,
+        token_budget: int = 8192,
+        max_length: int | None = None,
+        on_batch: OnBatch | None = None,
+    ) -> Vectors:
+        """Returns float32 [len(texts), dim], unit length; titles are joined as the model's contract says.
+
+        Raises:
+            ConfigError: Texts and titles differ in number, or `max_length` leaves no room for text.
+        """
+        if titles is not None and len(titles) != len(texts):
+            raise ConfigError(
+                f"titles: {len(titles)} for {len(texts)} texts; give one per text, empty where there is none"
+            )
+        join = self.model.contract.join_title
+        joined = [join(title, text) for title, text in zip(titles or [""] * len(texts), texts, strict=True)]
+        return self._encode(joined, "passage", token_budget, max_length, on_batch)
+
+    def _encode(
+        self,
+        texts: Sequence[str],
+        side: Literal["query", "passage"],
+        token_budget: int,
+        max_length: int | None,
+        on_batch: OnBatch | None,
+    ) -> Vectors:
+        if isinstance(texts, str):
+            raise ConfigError("texts: give a list of texts, not one string")
+        vectors: Vectors = self.model.encode(texts, side, token_budget, max_length, on_batch).numpy()
+        return vectors

@@ -1,0 +1,254 @@
+"""Templates: the strings and slots around a text. This is the only place where prompts live.
+
+A template has two sides, one for queries and one for passages. Where both share a prefix they are *branches* over one
+text: SELF is the passage side, NEXT the query side, since a relevant passage is a plausible next sentence of a query
+(Llama2Vec, section 3). A *slot* is a position whose hidden state is read as embedding; slots always end a side.
+
+No token id is written down here: ids come from the tokenizer that a template is bound to.
+"""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from llara.errors import ConfigError, DataError, ModelError, nearest
+
+SideName = Literal["query", "passage"]
+EOS = "{eos}"  # in a template's slots: the model's own end-of-sequence token
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a template: `prefix` + text + `suffix` + slots.
+
+    `joint` tokenises prefix and text as one string, as systems do that format the text before tokenising; it matters
+    for tokenizers that treat the start of a string specially.
+    """
+
+    prefix: str
+    suffix: str
+    slots: tuple[str, ...]
+    joint: bool = False
+
+
+@dataclass(frozen=True)
+class Template:
+    """Both sides, and what adaptation needs to know of them.
+
+    `loss_scale` is the factor on the EBAE and EBAR losses that the template's recipe uses.
+    """
+
+    name: str
+    query: Side
+    passage: Side
+    loss_scale: float = 1.0
+
+    @property
+    def branches(self) -> bool:
+        """Whether both sides can share one text in one forward pass, which adaptation needs."""
+        sides = (self.query, self.passage)
+        same_start = self.query.prefix == self.passage.prefix and not any(side.joint for side in sides)
+        return same_start and (self.query.suffix, self.query.slots) != (self.passage.suffix, self.passage.slots)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns JSON values that `from_dict` reads back."""
+        plain = asdict(self)
+        for side in ("query", "passage"):
+            plain[side]["slots"] = list(plain[side]["slots"])
+        return plain
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], source: str) -> "Template":
+        """Reads a template from JSON or TOML values; `source` names the file in errors.
+
+        Raises:
+            ConfigError: Fields that are missing, unknown, or of the wrong type; all of them at once.
+        """
+        problems = _unknown(values, ("name", "query", "passage", "loss_scale"), source)
+        name, scale = values.get("name"), values.get("loss_scale", 1.0)
+        if not isinstance(name, str) or not name:
+            problems.append(f"{source}: name must be a string")
+        if not isinstance(scale, int | float) or isinstance(scale, bool) or scale <= 0:
+            problems.append(f"{source}: loss_scale must be a number above 0")
+        sides = {}
+        for key in ("query", "passage"):
+            try:
+                sides[key] = _side(values.get(key), f"{source}: [{key}]")
+            except ConfigError as error:
+                problems.extend(error.problems)
+        if problems:
+            raise ConfigError(problems)
+        return cls(str(name), sides["query"], sides["passage"], float(scale))
+
+
+def _unknown(values: Mapping[str, Any], known: Sequence[str], source: str) -> list[str]:
+    return [f"{source}: unknown key {key!r}{nearest(key, known)}" for key in values if key not in known]
+
+
+def _side(values: Any, source: str) -> Side:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{source} is missing; it needs prefix, suffix and slots")
+    problems = _unknown(values, ("prefix", "suffix", "slots", "joint"), source)
+    prefix, suffix, joint = values.get("prefix", ""), values.get("suffix", ""), values.get("joint", False)
+    slots = values.get("slots")
+    if not isinstance(prefix, str) or not isinstance(suffix, str):
+        problems.append(f"{source} prefix and suffix must be strings")
+    if not isinstance(joint, bool):
+        problems.append(f"{source} joint must be true or false")
+    if not isinstance(slots, list | tuple) or not slots or not all(isinstance(slot, str) and slot for slot in slots):
+        problems.append(f'{source} slots must be a list of at least one token, such as ["{EOS}"]')
+    if problems:
+        raise ConfigError(problems)
+    return Side(prefix, suffix, tuple(slots or ()), joint)
+
+
+PAPER = Template(
+    "paper",
+    query=Side("", " The next sentence: ", (EOS,)),
+    passage=Side("", " The original sentence: ", (EOS,)),
+)
+# What the published LLARA checkpoints were trained with; FlagEmbedding, LLARA/pretrain and LLARA/finetune.
+RELEASE = Template(
+    "release",
+    query=Side('"', '", predict the following passage within eight words: ', tuple(f"<s{i}>" for i in range(9, 17))),
+    passage=Side('"', '", summarize the above passage within eight words: ', tuple(f"<s{i}>" for i in range(1, 9))),
+    loss_scale=0.1,
+)
+# Fine-Tuning LLaMA for Multi-Stage Text Retrieval, section 3.1.
+REPLLAMA = Template(
+    "repllama",
+    query=Side("query: ", "", (EOS,), joint=True),
+    passage=Side("passage: ", "", (EOS,), joint=True),
+)
+TEMPLATES = {template.name: template for template in (PAPER, RELEASE, REPLLAMA)}
+
+
+def load_template(name: str) -> Template:
+    """Returns a built-in template by name, or reads one from a TOML file.
+
+    Raises:
+        ConfigError: Neither a known name nor a file, or a file whose fields do not fit.
+        DataError: A file that is no TOML.
+    """
+    if name in TEMPLATES:
+        return TEMPLATES[name]
+    path = Path(name)
+    if not path.is_file():
+        known = ", ".join(TEMPLATES)
+        raise ConfigError(f"--template: {name!r} is neither a file nor one of {known}{nearest(name, TEMPLATES)}")
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DataError(path, None, f"is not valid TOML: {error}") from error
+    return Template.from_dict(values, str(path))
+
+
+class BoundSide(NamedTuple):
+    """A side in token ids: `prefix` + text + `suffix`, the last `slots` ids being the slots."""
+
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...]
+    slots: int
+    joint_prefix: str
+
+
+def missing_tokens(template: Template, tokenizer: Any) -> list[str]:
+    """Returns the slot tokens that the tokenizer lacks, in slot order; EOS stands as `</s>` where there is none."""
+    vocabulary = tokenizer.get_vocab()
+    missing: dict[str, None] = {}
+    for slot in (*template.passage.slots, *template.query.slots):
+        if slot == EOS:
+            if tokenizer.eos_token_id is None:
+                missing["</s>"] = None
+        elif slot not in vocabulary:
+            missing[slot] = None
+    return list(missing)
+
+
+class BoundTemplate:
+    """A template bound to a tokenizer: turns texts into token ids, and never truncates prompt, slots or EOS.
+
+    Args:
+        template: The template.
+        tokenizer: A Hugging Face tokenizer that has every slot token (see `missing_tokens`).
+        bos: Whether every text starts with the tokenizer's BOS token.
+
+    Raises:
+        ModelError: The tokenizer lacks a slot token, or BOS is asked for and there is none.
+    """
+
+    def __init__(self, template: Template, tokenizer: Any, *, bos: bool) -> None:
+        if bos and tokenizer.bos_token_id is None:
+            raise ModelError("BOS is asked for, but the tokenizer has no BOS token; use --bos no")
+        missing = missing_tokens(template, tokenizer)
+        if missing:
+            raise ModelError(
+                f"the tokenizer lacks {', '.join(missing)}, the slot tokens of template {template.name!r}; "
+                "adaptation and fine-tuning add them"
+            )
+        self.template = template
+        self.tokenizer = tokenizer
+        self.bos_ids: tuple[int, ...] = (tokenizer.bos_token_id,) if bos else ()
+        self.query = self._bind(template.query)
+        self.passage = self._bind(template.passage)
+
+    def _bind(self, side: Side) -> BoundSide:
+        prefix = [] if side.joint or not side.prefix else self._tokenize([side.prefix])[0]
+        suffix = self._tokenize([side.suffix])[0] if side.suffix else []
+        slots = [
+            self.tokenizer.eos_token_id if slot == EOS else self.tokenizer.convert_tokens_to_ids(slot)
+            for slot in side.slots
+        ]
+        joint_prefix = side.prefix if side.joint else ""
+        return BoundSide((*self.bos_ids, *prefix), (*suffix, *slots), len(slots), joint_prefix)
+
+    def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        # split_special_tokens: a text that spells "</s>" or "<s1>" must not be able to place a slot.
+        encoded = self.tokenizer(
+            list(texts),
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            split_special_tokens=True,
+            verbose=False,
+        )
+        ids: list[list[int]] = encoded["input_ids"]
+        return ids
+
+    def side(self, name: SideName) -> BoundSide:
+        """Returns one side in token ids."""
+        return self.query if name == "query" else self.passage
+
+    def overhead(self, name: SideName) -> int:
+        """Returns how many tokens a side adds to a text (of a joint prefix, as many as it has on its own)."""
+        side = self.side(name)
+        joint = len(self._tokenize([side.joint_prefix])[0]) if side.joint_prefix else 0
+        return len(side.prefix) + joint + len(side.suffix)
+
+    def text_ids(self, texts: Sequence[str], name: SideName) -> list[list[int]]:
+        """Returns each text's own token ids, a joint prefix included, nothing else added or cut."""
+        side = self.side(name)
+        if not texts:
+            return []
+        return self._tokenize([side.joint_prefix + text for text in texts])
+
+    def wrap(self, text_ids: Sequence[int], name: SideName, max_length: int) -> list[int]:
+        """Returns prefix + text + suffix in at most `max_length` tokens; only the text is ever cut.
+
+        Raises:
+            ConfigError: Prompt and slots alone fill `max_length`.
+        """
+        side = self.side(name)
+        room = max_length - len(side.prefix) - len(side.suffix)
+        if room < 1:
+            raise ConfigError(
+                f"a {name} length of {max_length} tokens leaves no room for text: "
+                f"template {self.template.name!r} itself takes {len(side.prefix) + len(side.suffix)}"
+            )
+        return [*side.prefix, *text_ids[:room], *side.suffix]
+
+    def encode(self, texts: Sequence[str], name: SideName, max_length: int) -> list[list[int]]:
+        """Returns the token ids of each text within the template, each at most `max_length` long."""
+        return [self.wrap(ids, name, max_length) for ids in self.text_ids(texts, name)]

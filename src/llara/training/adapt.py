@@ -1,0 +1,102 @@
+"""Stage 1, adaptation: EBAE + EBAR on plain text, no labels (Llama2Vec, section 3)."""
+
+import numpy as np
+import torch
+
+from llara.batching import WindowedBatches
+from llara.config import AdaptConfig
+from llara.errors import ConfigError, ModelError
+from llara.loading import load_model
+from llara.model import EmbeddingModel
+from llara.parity import check_branches
+from llara.progress import note
+from llara.templates import BoundTemplate
+from llara.training.chunks import ChunkStore, fingerprint, prepare_chunks
+from llara.training.lora import add_lora, merge_lora
+from llara.training.objective import NAMES, AdaptModule, Plan, Prompts, collate
+from llara.training.trainer import Batch, JobTrainer, steps_for, world_size
+from llara.training.workspace import TrainResult, Workspace, finished, identity_of
+
+
+def adapt(config: AdaptConfig) -> TrainResult:
+    """Trains a causal language model so that its slots say what a text is and what follows it.
+
+    Args:
+        config: See `AdaptConfig`.
+
+    Returns:
+        The model folder, at `config.output`.
+
+    Raises:
+        ConfigError: Settings that contradict the model or leave no room for text.
+        DataError: A row of the corpus that does not fit.
+        ModelError: A model that cannot be adapted; says why.
+        StorageError: The output belongs to another configuration, or the disk is full.
+    """
+    torch.manual_seed(config.seed)
+    model = load_model(config, for_training=True, new_template=True)
+    plan = _plan(config, model)
+    identity = identity_of(config, "adapt", model.fingerprint, {"corpus": fingerprint(config.corpus)})
+    earlier = finished(config, identity)
+    if earlier is not None:
+        return earlier
+    template = model.bind()
+    plan = _choose_passes(plan, model, template, config)
+    with Workspace(config, identity) as work:
+        chunks = prepare_chunks(
+            work.folder / "chunks", config.corpus, model, config.chunk_length, config.min_chunk_length
+        )
+        prompts = Prompts(template.passage, template.query, model.pad_id)
+        source = ChunkBatches(chunks, prompts, plan, config)
+        peft_model = add_lora(model, config) if config.lora_rank else None
+        steps = steps_for(config, source.rows, world_size())
+        module = AdaptModule(model, prompts, plan)
+        trainer = JobTrainer(module, source, config, work.folder, steps, f"adapt ({config.objective})")
+        log = trainer.run()
+        if peft_model is not None:
+            merge_lora(model, peft_model)
+        return work.publish(model, steps, log)
+
+
+def _plan(config: AdaptConfig, model: EmbeddingModel) -> Plan:
+    template = model.contract.template
+    if config.objective != "lm" and not template.branches:
+        raise ConfigError(
+            f"--template: {template.name!r} has no two branches over one text, which adaptation needs; "
+            "use paper, release, or a template whose sides share their prefix"
+        )
+    if not model.has_head:
+        raise ModelError(f"{config.model}: holds no LM head, which adaptation projects through; use the base model")
+    scale = template.loss_scale if config.loss_scale is None else config.loss_scale
+    return Plan(config.objective, True, scale, config.lm_weight, config.targets == "unique")
+
+
+def _choose_passes(plan: Plan, model: EmbeddingModel, template: BoundTemplate, config: AdaptConfig) -> Plan:
+    """Returns the plan with one pass where this model does it right, else with two, and says so."""
+    if not plan.shared:
+        return plan
+    parity = check_branches(model, template, config.chunk_length)
+    if not parity.one_pass:
+        note(f"{config.model}: running each branch in a pass of its own: {parity.reason}")
+    return plan._replace(one_pass=parity.one_pass)
+
+
+class ChunkBatches:
+    """Batches of chunks of similar length, as a function of their number; see `WindowedBatches`."""
+
+    names: tuple[str, ...] = NAMES
+
+    def __init__(self, chunks: ChunkStore, prompts: Prompts, plan: Plan, config: AdaptConfig) -> None:
+        self.chunks, self.prompts, self.plan = chunks, prompts, plan
+        self._sample = np.arange(len(chunks))
+        if config.max_chunks is not None and config.max_chunks < len(chunks):
+            # The stream of the seed's own permutations starts elsewhere, so sample and order are independent.
+            picked = np.random.default_rng([config.seed, 2**31]).permutation(len(chunks))[: config.max_chunks]
+            self._sample = np.sort(picked)
+        self.rows = len(self._sample)
+        self._batches = WindowedBatches(chunks.lengths[self._sample], config.batch_size, config.seed)
+
+    def batch(self, number: int) -> Batch:
+        """See `Source.batch`."""
+        picked = [self.chunks[int(row)] for row in self._sample[self._batches.batch(number)]]
+        return collate([chunk.text for chunk in picked], [chunk.next_text for chunk in picked], self.prompts, self.plan)

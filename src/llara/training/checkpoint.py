@@ -1,0 +1,98 @@
+"""Checkpoints that are whole or not there: staged, recorded, synced, renamed; only renamed ones are resumed.
+
+A checkpoint holds the trained weights as safetensors, and the optimizer, schedule, random states and trainer state of
+transformers.Trainer, read with `weights_only=True`; beside them the sums that were not logged yet.
+"""
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from llara.errors import StorageError
+from llara.files import FileRecord, check_file, publish_folder, read_json, sha256_file, write_json_atomic
+
+WEIGHTS, RECORD, SUMS = "weights.safetensors", "checkpoint.json", "sums.json"
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Returns the renamed checkpoints in a folder, oldest step first."""
+    numbered = [(int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(numbered)]
+
+
+def publish_checkpoint(staged: Path, folder: Path, keep: int) -> None:
+    """Records the sizes and checksums of a staged checkpoint, renames it into `folder`, and removes the oldest ones."""
+    files = {
+        path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        for path in sorted(staged.iterdir())
+        if path.is_file()
+    }
+    write_json_atomic(staged / RECORD, {"files": files})
+    final = folder / staged.name
+    if final.exists():  # a run that was resumed from an older checkpoint passes this step again
+        shutil.rmtree(final)
+    publish_folder(staged, final)
+    for old in list_checkpoints(folder)[:-keep]:
+        # Renamed first: a checkpoint that is being deleted must not be found half deleted by the next run.
+        doomed = old.with_name(f".tmp-{old.name}")
+        if doomed.exists():
+            shutil.rmtree(doomed)
+        old.rename(doomed)
+        shutil.rmtree(doomed)
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Recomputes a checkpoint's checksums.
+
+    Raises:
+        StorageError: A file is damaged; says which checkpoint to delete.
+    """
+    try:
+        for name, entry in read_json(folder / RECORD)["files"].items():
+            check_file(folder / name, FileRecord(entry["bytes"], entry["sha256"]), full=True)
+    except StorageError as error:
+        raise StorageError(error.path, f"{error.reason}; delete {folder} to resume from the one before it") from error
+
+
+def save_weights(module: nn.Module, folder: Path) -> None:
+    """Writes the weights that training changes; tied weights once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    trained = {name: value.detach() for name, value in module.named_parameters() if value.requires_grad}
+    save_file(trained, folder / WEIGHTS)
+
+
+def load_weights(module: nn.Module, folder: Path) -> None:
+    """Puts the weights of a checkpoint back in place.
+
+    Raises:
+        StorageError: The file is damaged or belongs to another model.
+    """
+    try:
+        saved = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise StorageError(folder / WEIGHTS, f"cannot be read: {error}") from error
+    trained = {name: value for name, value in module.named_parameters() if value.requires_grad}
+    if saved.keys() != trained.keys():
+        odd = ", ".join(sorted(saved.keys() ^ trained.keys())[:5])
+        raise StorageError(folder / WEIGHTS, f"belongs to another model: {odd}")
+    with torch.no_grad():
+        for name, value in saved.items():
+            trained[name].copy_(value)
+
+
+def save_sums(folder: Path, sums: dict[str, Any]) -> None:
+    """Writes the loss sums since the last log line; Trainer itself forgets them."""
+    write_json_atomic(folder / SUMS, sums)
+
+
+def load_sums(folder: Path) -> dict[str, Any]:
+    """Reads what `save_sums` wrote."""
+    sums: dict[str, Any] = read_json(folder / SUMS)
+    return sums

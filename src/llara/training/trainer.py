@@ -1,0 +1,261 @@
+"""transformers.Trainer, with batches that are a function of their number, exact resume, and losses that are sums.
+
+Trainer brings the optimizer, the schedules, mixed precision, distributed training and the logging integrations. What is
+replaced: its checkpoints (see checkpoint.py), its sampling (a batch is recomputed from seed and number, so a resumed
+run sees what it would have seen), and its loss averaging (a sum over examples divided by their number over all ranks
+and accumulation steps).
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+
+from llara.config import TrainConfig
+from llara.errors import LlaraError
+from llara.progress import Progress, note
+from llara.training import checkpoint
+
+Batch = dict[str, Any]
+
+
+class Source(Protocol):
+    """Where batches come from."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the loss sums over, in the order of a batch's `counts`."""
+        ...
+
+    def batch(self, number: int) -> Batch:
+        """Returns one batch; the same number always gives the same one. `counts` is float64 [len(names)]."""
+        ...
+
+
+class TrainModule(nn.Module):
+    """A model with its objective: batch and counts in, loss and the sums it came from out."""
+
+    def forward(self, batch: Batch, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the scalar loss and float [len(names)], the detached sums behind it."""
+        raise NotImplementedError
+
+
+class _Numbered(Dataset[Batch]):
+    """The batches of one rank: number i of rank r is number `i * world + r` of the run."""
+
+    def __init__(self, source: Source, count: int, rank: int, world: int) -> None:
+        self.source, self.count, self.rank, self.world = source, count, rank, world
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, number: int) -> Batch:
+        return self.source.batch(number * self.world + self.rank)
+
+
+def _only(batches: Sequence[Batch]) -> Batch:
+    return batches[0]
+
+
+class _Watcher(TrainerCallback):
+    """Progress on stderr and one JSON line per log event in `log.jsonl`."""
+
+    def __init__(self, trainer: "JobTrainer", label: str) -> None:
+        self.trainer, self.label = trainer, label
+        self.progress: Progress | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.restore_sums()
+        self.progress = Progress(self.label, state.max_steps, "steps")
+        self.progress.__enter__()
+        self.progress.start_at(state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        assert self.progress is not None
+        last = state.log_history[-1] if state.log_history else {}
+        shown = {key: f"{last[key]:.4g}" for key in ("loss", "learning_rate") if key in last}
+        self.progress.advance(1, **shown)
+
+    def close(self, error: BaseException | None) -> None:
+        """Ends the progress line; `error` is what stopped the run, if anything did."""
+        if self.progress is not None:
+            self.progress.__exit__(type(error) if error else None, error, None)
+
+
+class JobTrainer(Trainer):
+    """Runs one training job inside its work folder."""
+
+    loss_is_scaled_for_ga = True  # compute_loss divides by the count over all accumulation steps itself
+
+    def __init__(
+        self, module: TrainModule, source: Source, config: TrainConfig, folder: Path, steps: int, label: str
+    ) -> None:
+        self.source, self.config, self.folder, self.total_steps = source, config, folder, steps
+        self.sums = torch.zeros(len(source.names), dtype=torch.float64)
+        self.items = torch.zeros(len(source.names), dtype=torch.float64)
+        self._resumed_from: Path | None = None
+        super().__init__(model=module, args=_arguments(config, folder, steps))
+        self.remove_callback(PrinterCallback)  # it prints to stdout, which belongs to data
+        self.remove_callback(ProgressCallback)
+        self.watcher = _Watcher(self, label)
+        self.add_callback(self.watcher)
+
+    def run(self) -> dict[str, float]:
+        """Trains to the end, from the newest checkpoint if there is one, and returns the last logged values."""
+        found = checkpoint.list_checkpoints(self.folder)
+        self._resumed_from = found[-1] if found else None
+        if self._resumed_from is not None:
+            checkpoint.check_checkpoint(self._resumed_from)
+            note(f"resuming from {self._resumed_from.name}")
+        failure: BaseException | None = None
+        try:
+            self.train(resume_from_checkpoint=str(self._resumed_from) if self._resumed_from else None)
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            self.watcher.close(failure)
+        logged = [entry for entry in self.state.log_history if "loss" in entry]
+        return {key: value for key, value in logged[-1].items() if isinstance(value, float)} if logged else {}
+
+    # Batches ----------------------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> DataLoader[Batch]:
+        """Returns the batches of this rank, in order; Trainer skips what a resumed run has seen without loading it."""
+        count = self.total_steps * self.args.gradient_accumulation_steps
+        data = _Numbered(self.source, count, self.args.process_index, self.args.world_size)
+        return DataLoader(data, batch_size=1, shuffle=False, collate_fn=_only)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
+    ) -> tuple[list[Batch], Tensor]:
+        """Returns the batches of one optimizer step and what they count together, over all ranks."""
+        batches = [next(epoch_iterator) for _ in range(num_batches)]
+        counts = torch.stack([batch["counts"] for batch in batches]).sum(dim=0)
+        self.items += counts
+        if self.args.world_size > 1:
+            counts = self.accelerator.reduce(counts.float().to(device), "sum").double()
+        return batches, counts.to(device)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """Returns this batch's share of the step's loss; distributed training averages over ranks, hence the factor."""
+        outputs: tuple[Tensor, Tensor] = model(inputs, num_items_in_batch)
+        loss, sums = outputs
+        if not torch.isfinite(loss):
+            raise LlaraError(
+                f"the loss is {float(loss)} at step {self.state.global_step + 1}; nothing was updated with it. "
+                f"Lower --learning-rate, or look at the data; checkpoints are in {self.folder}"
+            )
+        self.sums += sums.double().cpu()
+        scaled: Tensor = loss * self.args.world_size
+        return scaled
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the parts of the loss to a log entry, and writes it to log.jsonl."""
+        if "loss" in logs:
+            for name, total, count in zip(self.source.names, self.sums.tolist(), self.items.tolist(), strict=True):
+                if count:
+                    logs[f"loss_{name}"] = total / count
+            self.sums.zero_()
+            self.items.zero_()
+        super().log(logs, start_time)
+        if "loss" in logs and self.args.should_save:
+            with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(self.state.log_history[-1], sort_keys=True) + "\n")
+
+    # Checkpoints ------------------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        staging = self.folder / ".tmp-staging"
+        staging.mkdir(exist_ok=True)
+        final, self.args.output_dir = self.args.output_dir, str(staging)
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.output_dir = final
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            staged = staging / f"checkpoint-{self.state.global_step}"
+            checkpoint.save_sums(
+                staged,
+                {
+                    "tr_loss": float(self._tr_loss),
+                    "total_loss": self._total_loss_scalar,
+                    "last_logged": self._globalstep_last_logged,
+                    "sums": self.sums.tolist(),
+                    "items": self.items.tolist(),
+                },
+            )
+            checkpoint.publish_checkpoint(staged, self.folder, self.config.keep)
+        self.accelerator.wait_for_everyone()
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        assert output_dir is not None
+        checkpoint.save_weights(self.accelerator.unwrap_model(self.model), Path(output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        checkpoint.load_weights(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint))
+
+    def restore_sums(self) -> None:
+        """Puts back what was summed but not logged when the checkpoint was made, and cuts the log to its step."""
+        log = self.folder / "log.jsonl"
+        if self.args.should_save:
+            lines = (json.dumps(entry, sort_keys=True) + "\n" for entry in self.state.log_history if "loss" in entry)
+            log.write_text("".join(lines), encoding="utf-8")
+        if self._resumed_from is None:
+            return
+        saved = checkpoint.load_sums(self._resumed_from)
+        self._tr_loss = torch.tensor(saved["tr_loss"], device=self.args.device)
+        self._total_loss_scalar = saved["total_loss"]
+        self._globalstep_last_logged = saved["last_logged"]
+        self.sums = torch.tensor(saved["sums"], dtype=torch.float64)
+        self.items = torch.tensor(saved["items"], dtype=torch.float64)
+
+
+def _arguments(config: TrainConfig, folder: Path, steps: int) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.accumulation,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type={"constant": "constant_with_warmup"}.get(config.schedule, config.schedule),
+        warmup_steps=math.ceil(config.warmup * steps),
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        logging_strategy="steps",
+        logging_steps=config.log_every,
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=config.save_every,
+        save_total_limit=None,  # checkpoint.py removes the oldest
+        report_to=list(config.report_to) or "none",
+        seed=config.seed,
+        use_cpu=config.device == "cpu",
+        remove_unused_columns=False,
+        disable_tqdm=True,
+    )
+
+
+def steps_for(config: TrainConfig, rows: int, world: int) -> int:
+    """Returns the optimizer steps of a run: as configured, or what its epochs come to, rounded up."""
+    per_step = config.batch_size * config.accumulation * world
+    return config.steps or max(math.ceil(config.epochs * rows / per_step), 1)
+
+
+def world_size() -> int:
+    """Returns the number of processes that train together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))

@@ -1,0 +1,99 @@
+"""Where a training run lives until it is done, and how it becomes a model folder.
+
+A run with `--output DIR` works in `DIR.partial` beside it: its identity, its configuration, prepared data, checkpoints
+and log. The finished model is staged there and becomes `DIR` in one rename, so that `DIR` is never half a model.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llara.config import TrainConfig, to_plain
+from llara.contract import FILE_NAME
+from llara.errors import StorageError
+from llara.files import FolderLock, claim_output, json_bytes, read_json, refuse_differences, save_config
+from llara.model import EmbeddingModel
+
+RECORD = "training.json"
+# Settings that change neither the weights nor what is learnt from them.
+INCIDENTAL = ("output", "offline", "verify", "device", "save_every", "keep", "log_every", "report_to")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training job made: the model folder, optimizer steps, last logged values, whether it was there before."""
+
+    output: Path
+    steps: int
+    log: Mapping[str, float]
+    reused: bool = False
+
+
+def identity_of(config: TrainConfig, stage: str, base_fingerprint: str, data: Mapping[str, str]) -> dict[str, Any]:
+    """Returns the JSON values that decide the trained weights."""
+    settings = {key: value for key, value in to_plain(config).items() if key not in INCIDENTAL}
+    return {"stage": stage, "settings": settings, "base": base_fingerprint, "data": dict(data)}
+
+
+def finished(config: TrainConfig, identity: Mapping[str, Any]) -> TrainResult | None:
+    """Returns the result of an earlier run with the same identity, or None where there is none yet.
+
+    Raises:
+        StorageError: The output folder holds something else.
+    """
+    folder = config.output
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return None
+    record = folder / RECORD
+    if not record.is_file() or not (folder / FILE_NAME).is_file():
+        raise StorageError(folder, "exists and was not made by this training stage; choose another --output")
+    found = read_json(record)
+    refuse_differences(folder, found["identity"], json.loads(json.dumps(identity)))
+    leftover = work_folder(config)
+    if leftover.exists():  # killed between giving the model its name and tidying up
+        shutil.rmtree(leftover)
+    return TrainResult(folder, found["steps"], found["log"], reused=True)
+
+
+def work_folder(config: TrainConfig) -> Path:
+    """Returns where a run works until its model is done."""
+    return config.output.with_name(config.output.name + ".partial")
+
+
+class Workspace:
+    """The `.partial` folder of one run, locked for this process; a context manager."""
+
+    def __init__(self, config: TrainConfig, identity: Mapping[str, Any]) -> None:
+        self.config, self.identity = config, identity
+        self.folder = work_folder(config)
+        self._lock = FolderLock(self.folder)
+
+    def __enter__(self) -> "Workspace":
+        claim_output(self.folder, self.identity, f"unfinished training ({self.identity['stage']})")
+        self._lock.__enter__()
+        save_config(self.folder, self.config)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._lock.__exit__(*error)
+
+    def publish(self, model: EmbeddingModel, steps: int, log: Mapping[str, float]) -> TrainResult:
+        """Saves the model with its settings and log, gives it its final name, and removes the work folder."""
+        staged = self.folder / "model"
+        if staged.exists():
+            shutil.rmtree(staged)
+        record = {"identity": self.identity, "steps": steps, "log": dict(log)}
+        extra = {
+            RECORD: json_bytes(record).decode(),
+            "training_config.toml": (self.folder / "config.toml").read_text(encoding="utf-8"),
+            "training_log.jsonl": (self.folder / "log.jsonl").read_text(encoding="utf-8"),
+        }
+        if self.config.output.is_dir():
+            self.config.output.rmdir()  # an empty folder that the user made; anything else was refused before
+        model.save(staged, extra)
+        staged.rename(self.config.output)
+        shutil.rmtree(self.folder)
+        return TrainResult(self.config.output, steps, log)
