@@ -1,0 +1,102 @@
+"""The document store by position, by id, and in order."""
+
+from pathlib import Path
+
+import pytest
+
+from llara.data import parse_document, read_rows
+from llara.encoding import documents as store_module
+from llara.encoding.documents import DocumentStore
+from llara.encoding.shards import write_documents
+from llara.errors import StorageError
+from llara.records import Document
+from tests.encoding.helpers import corpus_lines, write_corpus
+
+COUNT = 157
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("documents") / "corpus.jsonl", corpus_lines(COUNT))
+
+
+@pytest.fixture(scope="module")
+def expected(corpus: Path) -> list[Document]:
+    return [parse_document(row) for row in read_rows([corpus])]
+
+
+@pytest.fixture(scope="module")
+def store(corpus: Path) -> DocumentStore:
+    summary = write_documents(corpus.parent / "store", read_rows([corpus]), shard_size=40)
+    assert summary == (4, COUNT, 0, 0)
+    return DocumentStore.open(corpus.parent / "store")
+
+
+def test_positions_number_the_documents_over_all_shards(store: DocumentStore, expected: list[Document]) -> None:
+    assert len(store) == COUNT
+    assert [store.get(position) for position in range(COUNT)] == expected
+    assert [store.id(position) for position in range(COUNT)] == [document.id for document in expected]
+    assert expected[3].metadata == {"year": 1903}
+    for position in (-1, COUNT):
+        with pytest.raises(IndexError):
+            store.get(position)
+
+
+def test_ranges_of_ids_cross_shards(store: DocumentStore, expected: list[Document]) -> None:
+    ids = [document.id for document in expected]
+    assert store.ids() == ids
+    assert store.ids(35, 125) == ids[35:125]
+    assert store.ids(50, 50) == []
+    assert store.ids(150, 10_000) == ids[150:]
+
+
+def test_documents_come_in_order(store: DocumentStore, expected: list[Document]) -> None:
+    assert list(store.iter_documents()) == expected
+
+
+def test_every_id_is_found_and_no_other(store: DocumentStore, expected: list[Document]) -> None:
+    assert [store.find(document.id) for document in expected] == list(range(COUNT))
+    assert store.find("doc") is None
+    assert store.find("") is None
+    assert store.document("doc99") == expected[99]
+    with pytest.raises(StorageError, match="holds no document with the id 'nobody'"):
+        store.document("nobody")
+
+
+def test_ids_with_one_hash_are_told_apart(
+    corpus: Path, tmp_path: Path, expected: list[Document], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "_hash", lambda identifier: len(identifier))
+    write_documents(tmp_path / "store", read_rows([corpus]), shard_size=50)
+    store = DocumentStore.open(tmp_path / "store")
+    assert [store.find(document.id) for document in expected] == list(range(COUNT))
+    assert store.find("dox99") is None
+
+
+def test_few_shards_are_open_at_a_time(
+    corpus: Path, tmp_path: Path, expected: list[Document], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "OPEN_SHARDS", 3)
+    write_documents(tmp_path / "store", read_rows([corpus]), shard_size=10)
+    store = DocumentStore.open(tmp_path / "store")
+    assert [store.get(position) for position in range(COUNT)] == expected
+    assert len(store._open) == 3
+
+
+def test_a_shard_without_documents_takes_no_position(tmp_path: Path) -> None:
+    rows = corpus_lines(9)
+    rows[3:6] = [b"", b"not json", b"[]"]
+    corpus = write_corpus(tmp_path / "corpus.jsonl", rows)
+    assert write_documents(tmp_path / "store", read_rows([corpus]), shard_size=3) == (3, 6, 3, 0)
+    store = DocumentStore.open(tmp_path / "store")
+    assert store.ids() == ["doc0", "doc1", "doc2", "doc6", "doc7", "doc8"]
+    assert store.get(3).id == "doc6"
+    assert store.find("doc7") == 4
+    assert len(list(store.iter_documents())) == 6
+
+
+def test_a_folder_that_is_no_store_is_said(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"holds no manifest\.json"):
+        DocumentStore.open(tmp_path)
+    with pytest.raises(StorageError, match=r"holds no manifest\.json"):
+        DocumentStore.open(tmp_path / "nowhere")
