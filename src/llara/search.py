@@ -1,11 +1,12 @@
 """The job `search`: queries become a run, or one query its hits with their texts."""
 
+import contextlib
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +20,9 @@ from llara.index.bm25 import Bm25Index
 from llara.index.build import open_index
 from llara.index.flat import FlatIndex
 from llara.records import Document, Hit, Query
+
+if TYPE_CHECKING:
+    from llara.retriever import Retriever
 
 ONE, MANY = 10, 1000  # hits per query by default: for one query, for a run
 QUERY_ID = "query"  # of a query given as text
@@ -94,7 +98,8 @@ def _search(
 ) -> Iterator[tuple[str, list[Hit]]]:
     texts = [query.text for query in queries]
     vectors = _encode(index, texts, config) if isinstance(index, FlatIndex) else None
-    with progress.Progress("search", len(queries), "queries") as shown:
+    with contextlib.ExitStack() as stack:
+        advance = _advance(stack, "search", len(queries))
         for start in range(0, len(queries), _BLOCK):
             block = queries[start : start + _BLOCK]
             if isinstance(index, Bm25Index):
@@ -104,7 +109,7 @@ def _search(
                 found = index.search(vectors[start : start + _BLOCK], top_k)
             for query, scores, positions in zip(block, found.scores.tolist(), found.positions.tolist(), strict=True):
                 yield query.id, _hits(query.id, scores, positions, index)
-            shown.advance(len(block))
+            advance(len(block))
 
 
 def _hits(query_id: str, scores: list[float], positions: list[int], index: FlatIndex | Bm25Index) -> list[Hit]:
@@ -113,12 +118,25 @@ def _hits(query_id: str, scores: list[float], positions: list[int], index: FlatI
 
 
 def _encode(index: FlatIndex, texts: list[str], config: SearchConfig) -> np.ndarray[Any, np.dtype[np.float32]]:
-    from llara.retriever import Retriever
-
     model = config.model or index.manifest.model_path
     if not model:
         raise ConfigError("--model: is required, the index does not say which model it was built with")
-    retriever = Retriever.load(
+    try:
+        retriever = _load(model, config)
+    except ModelError as error:
+        if config.model:
+            raise
+        raise ModelError(f"{error}; this is the model that the index names, if it has moved give --model") from error
+    check_model(index, model, retriever.identity)
+    with contextlib.ExitStack() as stack:
+        advance = _advance(stack, "encode", len(texts))
+        return retriever.encode_queries(texts, token_budget=config.token_budget, on_batch=advance)
+
+
+def _load(model: str, config: SearchConfig) -> "Retriever":
+    from llara.retriever import Retriever  # imports torch, which a search in words does not need
+
+    return Retriever.load(
         model,
         template=config.template,
         bos=config.bos,
@@ -128,9 +146,14 @@ def _encode(index: FlatIndex, texts: list[str], config: SearchConfig) -> np.ndar
         offline=config.offline,
         verify=config.verify,
     )
-    check_model(index, model, retriever.identity)
-    with progress.Progress("encode", len(texts), "queries") as shown:
-        return retriever.encode_queries(texts, token_budget=config.token_budget, on_batch=shown.advance)
+
+
+def _advance(stack: contextlib.ExitStack, label: str, total: int) -> Callable[[int], None]:
+    """Opens a progress for several queries; for a single one there is nothing to show."""
+    if total == 1:
+        return lambda _: None
+    shown = stack.enter_context(progress.Progress(label, total, "queries"))
+    return lambda done: shown.advance(done)
 
 
 def check_model(index: FlatIndex, model: str, identity: dict[str, Any]) -> None:
@@ -138,12 +161,11 @@ def check_model(index: FlatIndex, model: str, identity: dict[str, Any]) -> None:
 
     The type of the weights may differ: a corpus encoded in bfloat16 on a GPU may be searched in float32 on a CPU.
     """
-    built = index.manifest.model or {}
-    old, new = (_flatten({name: each.get(name) for name in ("model_fingerprint", "dim", "contract")})
-                for each in (built, identity))  # fmt: skip
+    names = ("model_fingerprint", "dim", "contract")
+    old, new = (_flatten({name: each.get(name) for name in names}) for each in (index.manifest.model or {}, identity))
     differing = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
     if differing:
-        listed = ", ".join(f"{name} was {_short(old.get(name))}, is {_short(new.get(name))}" for name in differing)
+        listed = ", ".join(f"{name} was {_short(old.get(name))}, is {_short(new.get(name))}" for name in differing[:4])
         raise ModelError(
             f"{model}: is not the model that the index was built with, {index.manifest.model_path} ({listed}); "
             "search with that one, or encode the corpus again with this one"
