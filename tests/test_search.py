@@ -124,10 +124,7 @@ def test_a_run(flat: Path, queries: Path, tmp_path: Path, retriever: type[FakeRe
     assert [[hit.document_id for hit in run[query]] for query in ("q1", "q2")] == [["d0", "d1"], ["d2", "d1"]]
     assert len(run["q3"]) == 2
     lines = [line.split() for line in output.read_text().splitlines()]
-    assert all(
-        float(np.float32(line[4])) == float(line[4]) or np.float32(line[4]) == np.float32(float(line[4]))
-        for line in lines
-    )
+    assert all(str(np.float32(line[4])) == line[4] for line in lines)  # float32 in full
     assert tomllib.loads((tmp_path / "runs" / "ours.run.toml").read_text())["top_k"] == 2
 
 
@@ -192,10 +189,10 @@ def test_mistakes_are_named(tmp_path: Path, flat: Path, words: Path) -> None:
         search(SearchConfig(index=tmp_path / "nowhere", query="fox"))
     with pytest.raises(StorageError, match="is no index folder, it holds vectors"):
         search(SearchConfig(index=tmp_path / "vectors", query="fox"))
-    with pytest.raises(DataError, match="missing.tsv"):
+    with pytest.raises(DataError, match=r"missing\.tsv"):
         search(SearchConfig(index=words, queries=tmp_path / "missing.tsv", output=tmp_path / "run"))
     (flat / "index.faiss").write_bytes(b"short")
-    with pytest.raises(StorageError, match="index.faiss: is damaged"):
+    with pytest.raises(StorageError, match=r"index\.faiss: is damaged"):
         search(SearchConfig(index=flat, query="fox"))
 
 
@@ -226,5 +223,3 @@ def test_from_text_to_table_with_a_real_model(tmp_path: Path, corpus: Path, monk
     assert (result.hits, len(read_run(run)["q1"])) == (3, 3)
     found = evaluate(EvaluateConfig(run=(run,), qrels=qrels, metrics=("R@100",)))
     assert found.means["mini"]["R@100"] == 1.0
-    with pytest.raises(ModelError, match="is not the model that the index was built with"):
-        search(SearchConfig(index=tmp_path / "i", query="dog", model="mini", template="repllama", device="cpu"))

@@ -208,7 +208,9 @@ def _parse_metric(name: str) -> Any:
         measure = _plain_metric(known[plain[1]], plain[2]) if plain else ir_measures.parse_measure(name)
         pipeline: Any = ir_measures.DefaultPipeline
         supported = pipeline.supports(measure)
-    except (ValueError, NameError, KeyError, TypeError, AttributeError, AssertionError) as error:
+    except AssertionError as error:  # the library's way to say that a parameter lacks or has a wrong type
+        raise ConfigError(f"{unfit}?") from error
+    except (ValueError, NameError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{unfit}? ({error})") from error
     if not supported:
         raise ConfigError(f"{unfit}, or need a package that is not installed?")
