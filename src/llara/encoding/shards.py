@@ -227,7 +227,8 @@ class _Writer:
         """Makes sure that a finished shard was made from these rows, and enters its ids into the table."""
         if len(batch) < shard.end - shard.start or digest_rows(batch) != shard.source:
             where = f"{place_of(batch[0])} to {place_of(batch[-1])}" if batch else "no longer there"
-            raise _changed(self.folder, f"rows {shard.start + 1:,} to {shard.end:,} ({where}) of {shard.name}")
+            what = f"rows {shard.start + 1:,} to {shard.end:,} ({where}) are not those that {shard.name} was made from"
+            raise _changed(self.folder, what)
         rejected = {entry["row"] for entry in shard.rejected}
         places = [place_of(row) for number, row in enumerate(batch, shard.start + 1) if number not in rejected]
         seen.add_all(list(zip(read_ids(self.folder, shard), places, strict=True)))
@@ -272,7 +273,7 @@ class _Writer:
     def _refuse_shrunk(self, number: int, rows: int) -> None:
         behind = sorted(path.name for path in self.folder.glob("shard-*.json") if path.stem >= shard_name(number))
         if behind:
-            raise _changed(self.folder, f"it ends after {rows:,} rows, before those of {behind[0]}:")
+            raise _changed(self.folder, f"it ends after {rows:,} rows, and {behind[0]} holds later ones")
 
     def _finish(self) -> VectorsSummary:
         summary = VectorsSummary(
@@ -332,7 +333,7 @@ def _rows(entries: Sequence[Mapping[str, Any]]) -> int:
 
 def _changed(folder: Path, what: str) -> StorageError:
     advice = "a corpus may only grow at its end; choose another --output, or delete this folder to start again"
-    return StorageError(folder, f"the corpus has changed since: {what} are not what was encoded; {advice}")
+    return StorageError(folder, f"the corpus has changed since: {what}; {advice}")
 
 
 class Vectors:
