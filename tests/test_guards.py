@@ -22,7 +22,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = (
     ("errors", "records", "config"),
     ("files", "progress", "templates", "contract", "batching", "data"),
-    ("masks", "losses", "model", "loading"),
+    ("masks", "losses", "model", "loading", "parity"),
     ("retriever", "encoding", "index", "search", "evaluate", "training", "verify", "doctor", "demo"),
     ("cli",),
 )

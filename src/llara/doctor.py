@@ -12,11 +12,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from llara.config import JobConfig
-from llara.files import durability_notes
+from llara.errors import StorageError
+from llara.files import durability_notes, write_atomic
 
 PACKAGES = (
     "llara", "torch", "transformers", "tokenizers", "accelerate", "peft", "safetensors", "huggingface_hub", "numpy",
@@ -80,7 +82,7 @@ class DoctorReport:
 
 
 def doctor(config: JobConfig) -> DoctorReport:
-    """Looks at this machine and installation; needs no network and changes nothing."""
+    """Looks at this machine and installation; needs no network and leaves nothing behind."""
     gpus, threads, bfloat16 = _probe_torch()
     return DoctorReport(
         python=f"{platform.python_version()} ({sys.executable})",
@@ -94,7 +96,7 @@ def doctor(config: JobConfig) -> DoctorReport:
         torch_threads=threads,
         bfloat16_on_cpu=bfloat16,
         extras=extras_state(),
-        durability=tuple(durability_notes()),
+        durability=_durability(),
         environment={name: os.environ[name] for name in VARIABLES if name in os.environ},
     )
 
@@ -110,6 +112,16 @@ def extras_state() -> dict[str, str]:
         extra: "installed" if all(_version(name) for name in names) else f"pip install 'llara[{extra}]'"
         for extra, names in sorted(wanted.items())
     }
+
+
+def _durability() -> tuple[str, ...]:
+    """What this folder's file system cannot promise. It only says so when it is used: a small file is written."""
+    try:
+        with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".tmp-doctor-") as folder:
+            write_atomic(Path(folder) / "probe", b"probe")
+    except (OSError, StorageError) as error:
+        return (f"this folder cannot be written: {error}", *durability_notes())
+    return tuple(durability_notes())
 
 
 def _version(name: str) -> str | None:

@@ -103,7 +103,7 @@ def test_the_result_goes_to_stdout_and_the_next_command_to_stderr(
         "share      nan",
         "names      a, b",
     ]
-    assert err == "next: llara search 'YOUR QUESTION' --model DIR --index 'my index'\n"
+    assert err == "next: llara search 'YOUR QUESTION' --index 'my index'\n"
 
 
 def test_json_is_one_object(job: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:

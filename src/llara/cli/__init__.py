@@ -70,12 +70,14 @@ def _run(arguments: list[str]) -> int:
     _prepare_environment(config.offline, options.quiet)
     result = _job(command.job)(config)
 
-    from llara.cli.show import next_command, show
+    from llara.cli.show import next_command, remarks, show
 
     show(result, as_json=options.json)
+    sys.stdout.flush()
+    for remark in remarks(config, result):
+        note(remark)
     following = next_command(command.name, config, result)
     if following:
-        sys.stdout.flush()
         note(f"next: {following}")
     return 0
 

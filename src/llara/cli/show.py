@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llara.cli.hits import render_hits
-from llara.config import JobConfig
+from llara.config import IndexConfig, JobConfig
 
 
 def show(result: Any, *, as_json: bool) -> None:
@@ -29,7 +29,7 @@ def to_text(result: Any) -> str:
     """Returns a result as text for people."""
     if hasattr(result, "to_text"):
         return str(result.to_text())
-    if getattr(result, "answers", None):
+    if hasattr(result, "answers") and getattr(result, "output", None) is None:
         return render_hits(result.answers)
     values = {name: value for name, value in _fields(result).items() if value not in (None, (), {}, [])}
     width = max(map(len, values), default=0)
@@ -73,18 +73,28 @@ def _short(value: Any) -> str:
     return str(value)
 
 
+def remarks(config: JobConfig, result: Any) -> list[str]:
+    """Returns what a user should know beside the result, one line each."""
+    rejected = getattr(result, "rejected", 0)
+    if not rejected or getattr(config, "vectors", None):  # the vectors' own rows were reported when they were encoded
+        return []
+    output: Path = config.output  # type: ignore[attr-defined]
+    folder = output / "documents" if isinstance(config, IndexConfig) else output
+    return [f"{rejected:,} bad rows were left out: {folder / 'rejected.jsonl'} says which and why"]
+
+
 def next_command(name: str, config: JobConfig, result: Any) -> str | None:
     """Returns the command that usually follows; words in capitals are for the user to fill in."""
     own = getattr(result, "next_command", None)
     if own:
         return str(own)
-    output, model = getattr(config, "output", None), getattr(config, "model", "") or "DIR"
+    output, model = getattr(config, "output", None), getattr(config, "model", "")
     words: dict[str, list[Any]] = {
         "adapt": ["finetune", "--model", output, "--train", "PATH", "--output", "DIR"],
         "finetune": ["encode", "--model", output, "--corpus", "PATH", "--output", "VECTORS"],
         "encode": ["index", "--vectors", output, "--output", "INDEX"],
-        "index": ["search", "YOUR QUESTION", *_model_for(config), "--index", output],
-        "evaluate": ["search", "YOUR QUESTION", "--model", "DIR", "--index", "INDEX"],
+        "index": ["search", "YOUR QUESTION", "--index", output],
+        "evaluate": ["search", "YOUR QUESTION", "--index", "INDEX"],
         "verify": ["doctor"],
         "doctor": ["demo"],
     }
@@ -95,7 +105,7 @@ def next_command(name: str, config: JobConfig, result: Any) -> str | None:
             if output
             else [
                 "search",
-                *(["--model", model] if model != "DIR" else []),
+                *(["--model", model] if model else []),
                 *index,
                 "--queries",
                 "FILE",
@@ -104,8 +114,3 @@ def next_command(name: str, config: JobConfig, result: Any) -> str | None:
             ]
         )
     return shlex.join(["llara", *map(str, words[name])]) if name in words else None
-
-
-def _model_for(config: JobConfig) -> list[str]:
-    """A search in words needs no model."""
-    return [] if getattr(config, "type", "") == "bm25" else ["--model", "DIR"]

@@ -56,7 +56,7 @@ COMMANDS = (
     Command(
         "search",
         "Search an index, with a file of queries or with one query.",
-        "llara search [TEXT] --model DIR --index INDEX [--queries FILE --output RUN]",
+        "llara search --index INDEX (TEXT | --queries FILE --output RUN) [--model DIR]",
         "SearchConfig",
         "llara.search:search",
         positional="query",

@@ -1,0 +1,163 @@
+"""Recomputes every checksum of a folder that llara made (a model, an encoded corpus, or an index), and some vectors."""
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llara import contract
+from llara.config import ModelConfig, VerifyConfig
+from llara.encoding import manifest as corpus
+from llara.encoding.shards import Vectors
+from llara.errors import LlaraError, StorageError
+from llara.files import json_bytes, read_bytes, read_json
+from llara.index.base import Manifest
+
+SAMPLE = 16  # vectors that are computed again
+SHOWN = 5  # damaged files that the message names
+# Largest difference of a unit vector's component, by the type of the weights and that on disk: other batches, other
+# thread counts and other machines round differently.
+TOLERANCE = {"float32": 2e-4, "float64": 2e-4, "float16": 1e-2, "bfloat16": 5e-2}
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What was found sound: a `model`, `vectors`, `documents` or `index` folder."""
+
+    path: Path
+    kind: str
+    files: int
+    """Files whose checksum was recomputed."""
+    bytes: int
+    """Their size together."""
+    vectors: str
+    """What was computed again beside checksums, or why nothing was."""
+
+    def to_text(self) -> str:
+        """Returns the verdict in one line."""
+        more = f"; {self.vectors}" if self.vectors else ""
+        return f"{self.path}: {self.kind}, {self.files:,} files, {self.bytes:,} bytes, all as written{more}"
+
+
+def verify(config: VerifyConfig) -> VerifyReport:
+    """Recomputes the checksums of a model, vectors or index folder, and vectors where there is a model to do it.
+
+    Raises:
+        StorageError: What is missing or damaged, or that the folder is none of the three.
+        ModelError: A model that does not fit its record, or no longer gives the vectors it gave when it was saved.
+    """
+    path = config.path
+    if not path.is_dir():
+        raise StorageError(path, "is no folder" if path.exists() else "there is no such folder")
+    if (path / contract.FILE_NAME).is_file():
+        return _verify_model(path)
+    if not (path / corpus.MANIFEST).is_file():
+        raise StorageError(
+            path,
+            f"holds neither {contract.FILE_NAME} (a model saved by llara) nor {corpus.MANIFEST} (vectors or an index)",
+        )
+    content = read_json(path / corpus.MANIFEST)
+    kind = content.get("kind") if isinstance(content, dict) else None
+    return _verify_corpus(path) if kind in corpus.RESUME else _verify_index(path)
+
+
+def _verify_model(path: Path) -> VerifyReport:
+    from llara.loading import load_model
+
+    file = path / contract.FILE_NAME
+    record = contract.read_record(path)
+    assert record is not None, "the caller has seen the file"
+    if read_bytes(file) != json_bytes(record):
+        raise StorageError(file, "is not as it was written, though its settings are the same")
+    contract.check_files(path, record, full=True)
+    load_model(ModelConfig(model=str(path), offline=True))  # runs the probe
+    vectors = f"gives the {len(record['probe']['entries'])} vectors it gave when saved"
+    return _report(path, "model", [file, *(path / name for name in record["files"])], vectors)
+
+
+def _verify_corpus(path: Path) -> VerifyReport:
+    content = corpus.read_manifest(path)
+    damaged = list(corpus.check_folder(path, content, full=True))
+    if damaged:
+        raise _damage(path, damaged)
+    vectors = _recompute(Vectors(path, content)) if content["kind"] == "vectors" else ""
+    return _report(path, content["kind"], _corpus_files(path, content), vectors)
+
+
+def _verify_index(path: Path) -> VerifyReport:
+    content = Manifest.read(path, verify=True)
+    files = [path / corpus.MANIFEST, *(path / name for name in content.files)]
+    documents = path / content.documents
+    if documents.parent == path:  # a store of its own; that of a vectors folder is verified there
+        files += _corpus_files(documents, corpus.read_manifest(documents))
+    return _report(path, "index", files, "")
+
+
+def _corpus_files(path: Path, content: dict[str, Any]) -> list[Path]:
+    files = [path / corpus.MANIFEST, *(path / name for name in content["files"])]
+    for entry in content["shards"]:
+        shard = corpus.open_sidecar(path, entry)
+        files += [shard.path(path, "json"), *(shard.path(path, suffix) for suffix in shard.files)]
+    return files
+
+
+def _recompute(vectors: Vectors) -> str:
+    """Encodes a sample of the documents again; returns what that showed, or why it could not be done.
+
+    Raises:
+        StorageError: A vector that the same model does not give.
+    """
+    import numpy as np
+
+    from llara.retriever import Retriever
+
+    settings = _settings(vectors.folder)
+    if not settings.get("model") or settings.get("trust_remote_code"):
+        return "no vector was computed again: config.toml names no model that may be run"
+    try:
+        known = ("model", "template", "bos", "dtype")
+        retriever = Retriever.load(offline=True, **{name: settings[name] for name in known if name in settings})
+    except LlaraError as error:
+        return f"no vector was computed again, its model does not open: {error}"
+    if any(vectors.identity.get(name) != value for name, value in retriever.identity.items()):
+        return f"no vector was computed again: {settings['model']} has changed since, or runs in another type"
+    positions = np.unique(np.linspace(0, len(vectors) - 1, SAMPLE).astype(int)).tolist() if len(vectors) else []
+    documents = [vectors.documents.get(position) for position in positions]
+    again = retriever.encode_passages(
+        [document.text for document in documents],
+        titles=[document.title for document in documents],
+        max_length=vectors.identity["passage_length"],
+    )
+    stored = np.array([_row(vectors, position) for position in positions], np.float32).reshape(len(positions), -1)
+    allowed = max(TOLERANCE[vectors.identity[name]] for name in ("dtype", "vector_dtype"))
+    apart = np.abs(stored - np.asarray(again)).max(axis=1)
+    for document, difference in zip(documents, apart.tolist(), strict=True):
+        if not difference <= allowed:  # also catches NaN
+            reason = f"its vector is not the one that {settings['model']} gives: {difference:.2g} apart"
+            raise StorageError(vectors.folder, f"document {document.id!r}: {reason}, {allowed:.2g} allowed")
+    return f"{len(positions)} vectors computed again, all the same"
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    file = folder / "config.toml"
+    return tomllib.loads(read_bytes(file).decode()) if file.is_file() else {}
+
+
+def _row(vectors: Vectors, position: int) -> Any:
+    for shard in vectors.shards():
+        if position < len(shard):
+            return shard[position]
+        position -= len(shard)
+    raise AssertionError("positions are taken from the number of documents")
+
+
+def _report(path: Path, kind: str, files: Sequence[Path], vectors: str) -> VerifyReport:
+    return VerifyReport(path, kind, len(files), sum(file.stat().st_size for file in files), vectors)
+
+
+def _damage(path: Path, errors: Sequence[StorageError]) -> StorageError:
+    if len(errors) == 1:
+        return errors[0]
+    more = f"; and {len(errors) - SHOWN} more" if len(errors) > SHOWN else ""
+    return StorageError(path, f"{len(errors)} files are damaged: " + "; ".join(map(str, errors[:SHOWN])) + more)

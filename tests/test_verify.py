@@ -1,0 +1,99 @@
+"""`verify` finds any changed byte, and says what it looked at."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llara.config import EncodeConfig, IndexConfig, ModelConfig, VerifyConfig
+from llara.encoding.encode import encode
+from llara.errors import LlaraError, ModelError, StorageError
+from llara.files import write_json_atomic
+from llara.index.build import build_index
+from llara.loading import load_model
+from llara.retriever import Retriever
+from llara.verify import VerifyReport, verify
+
+FOLDERS = ("model", "vectors", "flat", "bm25")
+UNCHECKED = {".lock"}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of each kind, made from ten documents."""
+    root = tmp_path_factory.mktemp("made")
+    corpus = root / "corpus.jsonl"
+    corpus.write_text("".join(f'{{"_id": "d{i}", "text": "text number {i} of ten"}}\n' for i in range(10)))
+    encode(EncodeConfig(model="mini", corpus=(corpus,), output=root / "vectors"))
+    build_index(IndexConfig(vectors=root / "vectors", output=root / "flat"))
+    build_index(IndexConfig(corpus=(corpus,), type="bm25", output=root / "bm25"))
+    load_model(ModelConfig(model="mini")).save(root / "model")
+    return root
+
+
+def check(path: Path) -> VerifyReport:
+    return verify(VerifyConfig(path=path))
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in UNCHECKED)
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_sound_folder_is_counted_whole(name: str, made: Path) -> None:
+    report = check(made / name)
+    sizes = [path.stat().st_size for path in files(made / name)]
+    assert report.kind == {"flat": "index", "bm25": "index"}.get(name, name)
+    assert (report.files, report.bytes) == (len(sizes), sum(sizes))
+    assert "all as written" in report.to_text()
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_any_changed_byte_is_found(name: str, made: Path, tmp_path: Path) -> None:
+    folder = tmp_path / name
+    shutil.copytree(made / name, folder)
+    for path in files(folder):
+        whole = path.read_bytes()
+        for at in {0, len(whole) // 2, len(whole) - 1} if whole else set():
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+            with pytest.raises(LlaraError):
+                check(folder)
+        path.write_bytes(whole)
+        path.rename(path.with_suffix(".gone"))
+        with pytest.raises(LlaraError):
+            check(folder)
+        path.with_suffix(".gone").rename(path)
+
+
+def test_what_was_computed_again_is_said(made: Path) -> None:
+    assert check(made / "model").vectors.startswith("gives the ")
+    assert check(made / "vectors").vectors == "10 vectors computed again, all the same"
+
+
+def test_what_is_no_folder_of_ours(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"there is no such folder"):
+        check(tmp_path / "none")
+    with pytest.raises(StorageError, match=r"holds neither llara\.json .* nor manifest\.json"):
+        check(tmp_path)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StorageError, match="is no folder"):
+        check(tmp_path / "file")
+    write_json_atomic(tmp_path / "manifest.json", {"kind": "else"})
+    with pytest.raises(StorageError, match="is no index folder, it holds else"):
+        check(tmp_path)
+
+
+def test_a_vector_that_the_model_does_not_give_is_found(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = Retriever.encode_passages
+    monkeypatch.setattr(Retriever, "encode_passages", lambda *args, **named: np.roll(given(*args, **named), 1, 0))
+    with pytest.raises(StorageError, match=r"document 'd0': its vector is not the one that mini gives"):
+        check(made / "vectors")
+
+
+def test_a_model_that_is_gone_is_said_and_no_fault(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*args: object, **named: object) -> None:
+        raise ModelError("x: no such folder")
+
+    monkeypatch.setattr(Retriever, "load", gone)
+    assert check(made / "vectors").vectors == "no vector was computed again, its model does not open: x: no such folder"
