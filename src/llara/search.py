@@ -203,7 +203,7 @@ def _describe(hits: Sequence[Hit], query: str, folder: Path, index: FlatIndex | 
 def snippet(text: str, query: str, width: int = 200) -> str:
     """Returns about `width` characters of a text, in one line: the part that shares most words with a query.
 
-    Words count as the same when their first five letters are; the rarer one is in the text, the more it counts.
+    Words count as the same when their first four letters are; the rarer one is in the text, the more it counts.
     """
     text = " ".join(text.split())
     if len(text) <= width:
@@ -217,7 +217,7 @@ def snippet(text: str, query: str, width: int = 200) -> str:
 
 
 def _stem(word: str) -> str:
-    return word.lower()[:5]
+    return word.lower()[:4]
 
 
 def _window_start(text: str, places: Sequence[tuple[int, str]], width: int) -> int:
