@@ -91,10 +91,10 @@ class FirstSeen:
         try:
             yield
         except sqlite3.Error as error:
-            free = f"{free_bytes(self.folder):,} bytes are free"
+            needs = f"it needs about 60 bytes per document, {free_bytes(self.folder):,} bytes are free"
             advice = "make room; the same command then goes on where it stopped"
             raise StorageError(
-                self.folder, f"the table of ids cannot be written ({error}; {free}): {advice}"
+                self.folder, f"the table of ids cannot be written ({error}): {needs}; {advice}"
             ) from error
 
 

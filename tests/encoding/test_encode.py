@@ -1,0 +1,118 @@
+"""The job `encode`, with a retriever that needs no model."""
+
+import tomllib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import llara.retriever
+from llara.config import EncodeConfig
+from llara.encoding.encode import encode
+from llara.encoding.shards import Vectors
+from llara.errors import DataError, StorageError
+from tests.encoding.helpers import corpus_lines, tree, write_corpus
+
+
+class FakeRetriever:
+    """Has the face of `Retriever`; its vectors tell what it was asked."""
+
+    dim = 4
+    passage_length = 160
+    identity: dict[str, Any] = {"model_fingerprint": "abc", "contract": {"template": "paper"}}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        self.loaded: dict[str, Any] = {}
+        self.calls: list[tuple[int, int, int | None]] = []
+
+    def load(self, model: str, **settings: Any) -> "FakeRetriever":
+        self.loaded = {"model": model, **settings}
+        return self
+
+    def encode_passages(
+        self,
+        texts: Sequence[str],
+        titles: Sequence[str],
+        token_budget: int,
+        max_length: int | None,
+        on_batch: Callable[[int], None],
+    ) -> np.ndarray[Any, Any]:
+        self.calls.append((len(texts), token_budget, max_length))
+        on_batch(len(texts))
+        return np.array([[len(text), len(title), 0, 1] for text, title in zip(texts, titles, strict=True)], np.float32)
+
+
+@pytest.fixture
+def retriever(monkeypatch: pytest.MonkeyPatch) -> FakeRetriever:
+    fake = FakeRetriever()
+    monkeypatch.setattr(llara.retriever, "Retriever", fake)
+    return fake
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> EncodeConfig:
+    rows = corpus_lines(25)
+    rows[7] = b"bad"
+    corpus = write_corpus(tmp_path / "corpus.jsonl", rows)
+    return EncodeConfig(model="mini", corpus=(corpus,), output=tmp_path / "vectors", shard_size=10, token_budget=512)
+
+
+def changed(config: EncodeConfig, **changes: Any) -> EncodeConfig:
+    from dataclasses import replace
+
+    return replace(config, **changes)
+
+
+def test_a_corpus_becomes_a_vectors_folder(
+    config: EncodeConfig, retriever: FakeRetriever, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert encode(config) == (config.output, 4, 3, 24, 1, 0)
+    assert retriever.loaded["model"] == "mini"
+    assert set(retriever.loaded) == {
+        "model", "template", "bos", "dtype", "device", "trust_remote_code", "offline", "verify"
+    }  # fmt: skip
+    assert retriever.calls == [(9, 512, 160), (10, 512, 160), (5, 512, 160)], "one window per shard"
+    vectors = Vectors.open(config.output, verify=True)
+    assert vectors.identity["passage_length"] == 160
+    assert vectors.identity["model_fingerprint"] == "abc"
+    assert vectors.manifest["about"] == {"model_path": "mini"}
+    document = vectors.documents.get(1)
+    assert next(vectors.shards())[1].tolist() == [len(document.text), len(document.title), 0, 1]
+    assert tomllib.loads((config.output / "config.toml").read_text())["shard_size"] == 10
+    assert "encode: 25 passages" in capsys.readouterr().err
+
+
+def test_a_second_run_encodes_nothing(
+    config: EncodeConfig, retriever: FakeRetriever, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encode(config)
+    before = tree(config.output)
+    retriever.calls.clear()
+    capsys.readouterr()
+    assert encode(config).reused_shards == 3
+    assert retriever.calls == []
+    assert tree(config.output) == before
+    assert "all done before" in capsys.readouterr().err
+
+
+def test_a_token_budget_may_change_and_a_length_may_not(config: EncodeConfig, retriever: FakeRetriever) -> None:
+    encode(config)
+    fingerprint = Vectors.open(config.output).fingerprint
+    encode(changed(config, token_budget=4096))
+    assert Vectors.open(config.output).fingerprint == fingerprint
+    with pytest.raises(StorageError, match="passage_length was 160, is now 99"):
+        encode(changed(config, passage_length=99))
+
+
+def test_faults_are_found_before_a_model_is_loaded(
+    config: EncodeConfig, retriever: FakeRetriever, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=r"missing\.jsonl"):
+        encode(changed(config, corpus=(tmp_path / "missing.jsonl",)))
+    config.output.mkdir()
+    (config.output / "thesis.tex").write_text("precious")
+    with pytest.raises(StorageError, match="was not made by llara"):
+        encode(config)
+    assert retriever.loaded == {}
