@@ -86,7 +86,7 @@ def test_a_kill_at_each_step_of_a_publication_loses_nothing(
 def test_a_kill_at_the_first_and_the_last_steps_loses_nothing(
     corpus: Path, tmp_path: Path, undisturbed: dict[str, str], events: int
 ) -> None:
-    moments = [*range(1, 24), *range(events - 40, events)]
+    moments = [*range(1, 24, 2), *range(events - 40, events, 2)]
     assert {0, SHARDS} <= check_kills(corpus, tmp_path, moments, undisturbed)
 
 

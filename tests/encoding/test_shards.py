@@ -236,8 +236,12 @@ from pathlib import Path
 from llara.errors import StorageError
 from tests.encoding.helpers import FakeEncoder, run
 encoder = FakeEncoder()
+refused = Path(sys.argv[2]).with_name("refused")
 def slow(documents):
-    time.sleep(0.05)
+    # However busy the machine, the winner holds the lock until the other came.
+    deadline = time.monotonic() + 30
+    while not refused.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
     return encoder(documents)
 print("ready", flush=True)
 sys.stdin.readline()
@@ -245,6 +249,7 @@ try:
     run(Path(sys.argv[1]), Path(sys.argv[2]), encode=slow)
     print("done", len(encoder.calls))
 except StorageError as error:
+    refused.touch()
     print(error)
 """
 
