@@ -10,7 +10,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import llara
 from llara import __version__
+from llara.cli.table import overview
 from llara.errors import ConfigError, LlaraError
 
 # Failures of the system that a user can mend, and that no job gave a better message for.
@@ -20,11 +22,11 @@ USER_ERRNOS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUO
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line `argv` (default: the process's own) and returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments in (["--version"], ["version"]):
+    if arguments == ["--version"]:
         print(f"llara {__version__}")
         return 0
     try:
-        code = _run(arguments or ["--help"])
+        code = _run(arguments)
         sys.stdout.flush()  # a closed pipe shows here, not in the interpreter's last breath
         return code
     except ConfigError as error:
@@ -54,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
+    if arguments in ([], ["--help"], ["-h"]):
+        sys.stdout.write(overview((llara.__doc__ or "").partition("\n")[0]))
+        return 0
     from llara.cli.parse import parse
     from llara.progress import note, set_quiet
 

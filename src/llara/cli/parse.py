@@ -60,56 +60,43 @@ GROUPS = {
 
 
 def parse(argv: Sequence[str]) -> Parsed | None:
-    """Returns what the command line asks for, or None where it asked for help, which is then printed.
+    """Returns what the command line asks for, or None where it asked for a command's help, which is then printed.
 
     Raises:
         ConfigError: everything that is wrong with flags, the TOML file and the settings they come to.
     """
     tokens = _globals_last(argv)
     command = next((c for c in COMMANDS if tokens[:1] == [c.name]), None)
-    if command is None and not {"--help", "-h", "--version"} & set(tokens):
+    if command is None:
         word = tokens[0] if tokens else ""
+        if word.startswith("-"):
+            raise ConfigError(f"{word}: needs a command, and goes behind it; see llara --help")
         raise ConfigError(f"{word}: unknown command{nearest(word, [c.name for c in COMMANDS])}; see llara --help")
-    unknown: list[str] = []
-    if command is not None:
-        tokens, unknown = _without_unknown(config_class(command), tokens)
+    tokens, unknown = _without_unknown(config_class(command), tokens)
     try:
-        function, bound, unused, _ = build_app().parse_known_args(tokens)
+        function, bound, unused, _ = build_app(command).parse_known_args(tokens)
     except CycloptsError as error:
         raise ConfigError([*unknown, _explain(error)]) from None
-    if command is None or not hasattr(function, "command"):
+    if not hasattr(function, "command"):
         function(*bound.args, **bound.kwargs)  # help and version are functions to cyclopts, too
         return None
     strangers = [f"{token}: not expected here; a text with blanks needs quotes" for token in unused]
     return _settle(command, bound.arguments, [*unknown, *strangers])
 
 
-def build_app() -> App:
-    """Returns the cyclopts app with all commands."""
-    flags = Parameter(negative=(), consume_multiple=True)
+def build_app(command: Command) -> App:
+    """Returns the cyclopts app with one command: the others cost time, and the command line names only one."""
     app = App(
         name="llara",
-        help=(llara.__doc__ or "").splitlines()[0],
-        help_epilogue="llara COMMAND --help lists a command's flags. Start with: llara demo",
         version=f"llara {__version__}",
-        default_parameter=flags,
+        default_parameter=Parameter(negative=(), consume_multiple=True),
         config=_read_toml,
         result_action="return_value",
         exit_on_error=False,
         print_error=False,
         help_format="plaintext",
     )
-    app["--version"].help = "Print the version and exit."
-    app["--help"].help = "Print this message and exit."
-    for order, command in enumerate(COMMANDS):
-        app.command(
-            _function(command),
-            name=command.name,
-            help=command.help,
-            usage=command.usage,
-            sort_key=order,
-            help_epilogue="",
-        )
+    app.command(_function(command), name=command.name, help=command.help, usage=command.usage)
     return app
 
 
@@ -230,7 +217,7 @@ def _without_unknown(cls: type[JobConfig], tokens: Sequence[str]) -> tuple[list[
         if name.startswith("-") and (name[1:2].isalpha() or name.startswith("--")):
             dropping = name.replace("_", "-") not in known
             if dropping:
-                problems.append(f"{name}: unknown flag{nearest(name, known)}")
+                problems.append(f"{name}: unknown flag{nearest(name, known - {'-h'})}")
                 dropping = "=" not in token
                 continue
         if not dropping:  # what follows an unknown flag is its value, and no fault of its own

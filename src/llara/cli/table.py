@@ -84,3 +84,19 @@ COMMANDS = (
         "llara.doctor:doctor",
     ),
 )
+
+
+def overview(about: str) -> str:
+    """Returns the text of `llara --help`, made without cyclopts, whose import takes longer than all else."""
+    width = max(len(command.name) for command in COMMANDS)
+    commands = "\n".join(f"  {command.name:<{width}}  {command.help}" for command in COMMANDS)
+    return f"""Usage: llara COMMAND [FLAGS]
+
+{about}
+
+Commands, in the order of the job:
+{commands}
+
+Every command takes --config FILE, --json, --quiet, --offline, --verify and --print-config.
+llara COMMAND --help lists its flags; llara --version prints the version. Start with: llara demo
+"""
