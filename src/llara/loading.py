@@ -11,7 +11,7 @@ from llara import contract as contracts
 from llara.config import ModelConfig
 from llara.contract import Contract
 from llara.errors import ConfigError, ModelError
-from llara.files import sha256_file
+from llara.files import sha256_file, write_json_atomic
 from llara.model import EmbeddingModel
 from llara.progress import note
 from llara.templates import Template, load_template
@@ -185,6 +185,15 @@ def first_line(error: BaseException) -> str:
     """Returns the first line of an error's message; those of transformers run over many."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def write_contract(folder: Path, contract: Contract) -> None:
+    """Gives a folder that has none a contract and its probe: a base model then says how it is to be used."""
+    model = load_model(
+        ModelConfig(model=str(folder), template=contract.template.name, bos="yes" if contract.bos else "no")
+    )
+    model.contract = contract
+    write_json_atomic(folder / contracts.FILE_NAME, contracts.make_record(folder, contract, model.make_probe()))
 
 
 def _fingerprint(folder: Path, contract: Contract) -> str:

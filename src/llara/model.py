@@ -192,10 +192,11 @@ class EmbeddingModel:
         self.tokenizer.save_pretrained(staged)
         for name, content in (extra_files or {}).items():
             (staged / name).write_text(content, encoding="utf-8")
-        write_json_atomic(staged / contracts.FILE_NAME, contracts.make_record(staged, self.contract, self._probe()))
+        write_json_atomic(staged / contracts.FILE_NAME, contracts.make_record(staged, self.contract, self.make_probe()))
         publish_folder(staged, folder)
 
-    def _probe(self) -> dict[str, Any]:
+    def make_probe(self) -> dict[str, Any]:
+        """Returns texts with the token ids and vectors that this model gives them, as JSON values."""
         template = self.bind()
         dtype = str(next(self.lm.parameters()).dtype).removeprefix("torch.")
         entries = []

@@ -98,14 +98,17 @@ class ExampleBatches:
         rows = shuffled_positions(len(self.examples), number * size, (number + 1) * size, config.seed)
         examples = [self.examples[int(row)] for row in rows]
         rng = np.random.default_rng([config.seed, number, 2])
-        queries, passages, positives = [], [], []
+        queries: list[str] = []
+        passages: list[str] = []
+        positives: list[int] = []
         for example in examples:
             queries.append(example.query)
             positives.append(len(passages))
             passages.append(self._text(example.positives[int(rng.integers(len(example.positives)))]))
             count = min(config.negatives, len(example.negatives))
-            picked = rng.choice(len(example.negatives), size=count, replace=False) if count else []
-            passages.extend(self._text(example.negatives[int(i)]) for i in picked)
+            if count:
+                picked = rng.choice(len(example.negatives), size=count, replace=False)
+                passages.extend(self._text(example.negatives[int(i)]) for i in picked)
         relevant = [{self._text(passage) for passage in example.positives} for example in examples]
         # A query that stands twice in a batch must not push away its other copy's positive either.
         same_query: dict[str, set[str]] = {}

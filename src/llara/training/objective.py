@@ -115,7 +115,8 @@ class AdaptModule(TrainModule):
     def forward(self, batch: Batch, counts: Tensor) -> tuple[Tensor, Tensor]:
         """See `TrainModule.forward`. `counts` are those of the whole optimizer step: ebae texts, ebar texts, tokens.
 
-        Loss = `loss_scale` x mean over the branches with targets of (sum / count) + `lm_weight` x mean over the text's tokens.
+        Loss = `loss_scale` x mean over the branches with targets of (sum / count)
+        + `lm_weight` x mean over the text's tokens.
         """
         model, plan = self._model[0], self.plan
         states = self.branch_states(batch)

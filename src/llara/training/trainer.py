@@ -144,6 +144,11 @@ class JobTrainer(Trainer):
             counts = self.accelerator.reduce(counts.float().to(device), "sum").double()
         return batches, counts.to(device)
 
+    def _prepare_inputs(self, inputs: Batch) -> Batch:
+        # Trainer walks into lists; token id rows stay lists until they are padded, and are long.
+        moved = {key: value.to(self.args.device) for key, value in inputs.items() if isinstance(value, Tensor)}
+        return {**inputs, **moved}
+
     def compute_loss(
         self,
         model: nn.Module,
