@@ -6,7 +6,6 @@ Rows are always padded on the right: under causal attention no real token can th
 nor position ids are needed, and sliding windows and ALiBi work as the model's own code defines them.
 """
 
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from llara import contract as contracts
 from llara.batching import budget_batches
 from llara.contract import Contract
 from llara.errors import ModelError
-from llara.files import publish_folder, write_json_atomic
+from llara.files import publish_folder, temporary_path, write_json_atomic
 from llara.templates import BoundTemplate, SideName, missing_tokens
 
 OnBatch = Callable[[int], None]
@@ -27,7 +26,7 @@ SIDES: tuple[SideName, ...] = ("query", "passage")
 
 PROBE_TEXTS = (
     "The sky is blue because air scatters short wavelengths of light more than long ones.",
-    "为什么天空是蓝色的？ 하늘은 왜 파란가요?",
+    "为什么天空是蓝色的, 하늘은 왜 파란가요?",
     "def read_lines(path):\n    return open(path).read().splitlines()  # </s>",
 )
 # Largest difference of a unit vector's component between machines, thread counts and batch shapes, per dtype.
@@ -186,8 +185,8 @@ class EmbeddingModel:
             folder: Must not exist yet.
             extra_files: Names and contents of text files that go along.
         """
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staged = Path(tempfile.mkdtemp(prefix=f".tmp-{folder.name}-", dir=folder.parent))
+        staged = temporary_path(folder)  # not tempfile's: its folders cannot be read by others
+        staged.mkdir(parents=True)
         self.lm.save_pretrained(staged, safe_serialization=True)
         self.tokenizer.save_pretrained(staged)
         for name, content in (extra_files or {}).items():
