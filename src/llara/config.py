@@ -167,8 +167,8 @@ class FinetuneConfig(TrainConfig):
     """Tokens of a passage, prompt included; default: what the model folder says, else 160."""
     titles: bool = True
     """Put the title in front of a passage, here and, through the model folder, everywhere after."""
-    token_budget: int = 16384
-    """Tokens per forward pass, padding included: the batch is cut into length-sorted chunks of this size."""
+    token_budget: int | None = None
+    """Tokens per forward pass, padding included; default: 1024 on a CPU, whose caches it fits, 16384 on a GPU."""
 
     def problems(self) -> list[str]:
         """See `JobConfig.problems`."""
@@ -189,8 +189,8 @@ class EncodeConfig(ModelConfig):
     """JSON lines, tsv, plain text, or a collection (BEIR folder, pairs file, SQuAD JSON)."""
     output: Path
     """The vectors folder; a run that was stopped goes on where it was."""
-    token_budget: int = 8192
-    """Tokens per forward pass, padding included."""
+    token_budget: int | None = None
+    """Tokens per forward pass, padding included; default: 1024 on a CPU, whose caches it fits, 16384 on a GPU."""
     shard_size: int = 10_000
     """Input rows per shard."""
     passage_length: int | None = None
@@ -255,8 +255,8 @@ class SearchConfig(ModelConfig):
     """The run, in TREC format."""
     top_k: int | None = None
     """Hits per query; default: 10 for one query, 1000 for a run."""
-    token_budget: int = 8192
-    """Tokens per forward pass, padding included."""
+    token_budget: int | None = None
+    """Tokens per forward pass, padding included; default: 1024 on a CPU, whose caches it fits, 16384 on a GPU."""
 
     def problems(self) -> list[str]:
         """See `JobConfig.problems`."""

@@ -78,7 +78,7 @@ class Retriever:
         }
 
     def encode_queries(
-        self, texts: Sequence[str], token_budget: int = 8192, on_batch: OnBatch | None = None
+        self, texts: Sequence[str], token_budget: int | None = None, on_batch: OnBatch | None = None
     ) -> Vectors:
         """Returns float32 [len(texts), dim], unit length. `on_batch` is called with the rows done after each batch."""
         return self._encode(texts, "query", token_budget, None, on_batch)
@@ -87,7 +87,7 @@ class Retriever:
         self,
         texts: Sequence[str],
         titles: Sequence[str] | None = None,
-        token_budget: int = 8192,
+        token_budget: int | None = None,
         max_length: int | None = None,
         on_batch: OnBatch | None = None,
     ) -> Vectors:
@@ -108,7 +108,7 @@ class Retriever:
         self,
         texts: Sequence[str],
         side: Literal["query", "passage"],
-        token_budget: int,
+        token_budget: int | None,
         max_length: int | None,
         on_batch: OnBatch | None,
     ) -> Vectors:
