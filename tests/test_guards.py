@@ -24,7 +24,7 @@ LAYERS = (
     ("files", "progress", "templates", "contract", "batching", "data"),
     ("masks", "losses", "model", "loading", "parity"),
     ("retriever", "encoding", "index", "search", "evaluate", "training", "verify", "doctor", "demo"),
-    ("cli",),
+    ("cli", "__main__"),
 )
 ORDER = [unit for layer in LAYERS for unit in layer]
 NO_TORCH = {unit for layer in LAYERS[:2] for unit in layer}

@@ -70,6 +70,20 @@ class Evaluation:
             "unjudged": self.unjudged,
         }
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Evaluation":
+        """Reads what `to_json` gave, for example from the file that `--output` names; other keys are left alone."""
+        return cls(
+            metrics=tuple(values["metrics"]),
+            runs=tuple(values["runs"]),
+            queries=tuple(values["queries"]),
+            means=values["means"],
+            values=values["values"],
+            comparisons=tuple(Comparison(**entry) for entry in values["comparisons"]),
+            without_hits=values["without_hits"],
+            unjudged=values["unjudged"],
+        )
+
     def table(self) -> list[list[str]]:
         """Returns a header and one row per run; from the second run on, cells name the difference to the first."""
         compared = {(each.run, each.metric): each for each in self.comparisons}
