@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from llara import doctor
+from llara import doctor, hardware
 from llara.config import JobConfig
 
 
@@ -25,8 +25,8 @@ def test_the_report_names_versions_and_hardware(monkeypatch: pytest.MonkeyPatch)
 
 
 def probe(monkeypatch: pytest.MonkeyPatch, script: str) -> tuple[tuple[str, ...], int | None, str]:
-    monkeypatch.setattr(doctor, "PROBE", script)
-    return doctor._probe_torch()
+    monkeypatch.setattr(hardware, "PROBE", script)
+    return hardware.probe_torch()
 
 
 FIRST = 'print(\'{"gpus": ["G"], "threads": 2}\', flush=True)\n'
@@ -51,7 +51,7 @@ def test_the_probe_survives_what_it_looks_for(
 
 
 def test_a_probe_that_hangs_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "PROBE_SECONDS", 1)
+    monkeypatch.setattr(hardware, "PROBE_SECONDS", 1)
     assert probe(monkeypatch, "import time; time.sleep(60)") == ((), None, "no answer within 1 s")
 
 
@@ -64,5 +64,5 @@ def test_extras_come_with_the_command_that_installs_them(monkeypatch: pytest.Mon
 def test_no_secret_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not [name for name in doctor.VARIABLES if "TOKEN" in name or "KEY" in name]
     monkeypatch.setenv("HF_TOKEN", "hf_very_secret")
-    monkeypatch.setattr(doctor, "PROBE", FIRST)
+    monkeypatch.setattr(hardware, "PROBE", FIRST)
     assert "hf_very_secret" not in doctor.doctor(JobConfig()).to_text()

@@ -80,7 +80,7 @@ class DemoResult:
     peak_gigabytes: float = 0.0
 
     @property
-    def command(self) -> str:
+    def next_command(self) -> str:
         """The command that searches what the demo built."""
         return shlex.join(["llara", "search", EXAMPLE, "--index", str(self.output / ARMS[-1] / "index")])
 
@@ -92,7 +92,7 @@ class DemoResult:
             "evaluation": self.evaluation.to_json(),
             "seconds": self.seconds,
             "peak_gigabytes": self.peak_gigabytes,
-            "command": self.command,
+            "command": self.next_command,
         }
 
     def to_text(self) -> str:

@@ -1,16 +1,13 @@
 """What a bug report should say: versions, hardware, extras, and what this machine cannot promise.
 
-Nothing heavy is imported here. What needs torch runs in a child process, since the probe may kill it.
+Nothing heavy is imported here; what needs torch runs in a child process, see hardware.py.
 """
 
 import importlib.metadata
-import json
 import os
 import platform
 import re
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -19,6 +16,7 @@ from pathlib import Path
 from llara.config import JobConfig
 from llara.errors import StorageError
 from llara.files import durability_notes, write_atomic
+from llara.hardware import probe_torch
 
 PACKAGES = (
     "llara", "torch", "transformers", "tokenizers", "accelerate", "peft", "safetensors", "huggingface_hub", "numpy",
@@ -27,18 +25,6 @@ PACKAGES = (
 VARIABLES = (
     "HF_HOME", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "NO_COLOR", "LANG",
 )  # fmt: skip
-PROBE_SECONDS = 120
-
-# The first line is written before the product that may be the last thing the process does.
-PROBE = """
-import json, torch
-names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-mps = torch.backends.mps.is_available()
-print(json.dumps({"gpus": names + (["Apple MPS"] if mps else []), "threads": torch.get_num_threads()}), flush=True)
-a = torch.ones(64, 64, dtype=torch.bfloat16)
-assert (a @ a)[0, 0].item() == 64
-print("ok", flush=True)
-"""
 
 
 @dataclass(frozen=True)
@@ -83,7 +69,7 @@ class DoctorReport:
 
 def doctor(config: JobConfig) -> DoctorReport:
     """Looks at this machine and installation; needs no network and leaves nothing behind."""
-    gpus, threads, bfloat16 = _probe_torch()
+    gpus, threads, bfloat16 = probe_torch()
     return DoctorReport(
         python=f"{platform.python_version()} ({sys.executable})",
         platform=platform.platform(),
@@ -129,29 +115,6 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _probe_torch() -> tuple[tuple[str, ...], int | None, str]:
-    """Asks a child process for GPUs, threads, and whether a bfloat16 product works; (gpus, threads, verdict)."""
-    try:
-        child = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=PROBE_SECONDS)
-    except subprocess.TimeoutExpired:
-        return (), None, f"no answer within {PROBE_SECONDS} s"
-    first, _, rest = child.stdout.partition("\n")
-    if not first:
-        last = child.stderr.strip().splitlines()[-1:] or [f"exit code {child.returncode}"]
-        return (), None, f"torch does not start: {last[0]}"
-    found = json.loads(first)
-    return tuple(found["gpus"]), found["threads"], _verdict(rest.strip() == "ok", child)
-
-
-def _verdict(done: bool, child: "subprocess.CompletedProcess[str]") -> str:
-    if done:
-        return "works"
-    if child.returncode < 0:
-        return f"kills the process ({signal.Signals(-child.returncode).name}); use --dtype float32"
-    last = child.stderr.strip().splitlines()[-1:] or [f"exit code {child.returncode}"]
-    return f"fails: {last[0]}; use --dtype float32"
 
 
 def _cpu_model() -> str:

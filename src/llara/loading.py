@@ -12,6 +12,7 @@ from llara.config import ModelConfig
 from llara.contract import Contract
 from llara.errors import ConfigError, ModelError
 from llara.files import sha256_file, write_json_atomic
+from llara.hardware import WORKS, probe_torch
 from llara.model import EmbeddingModel
 from llara.progress import note
 from llara.templates import Template, load_template
@@ -139,7 +140,15 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: Literal["auto", "float32", "bfloat16", "float16"], device: torch.device) -> torch.dtype:
-    """Returns the dtype of the running weights; `auto` is float32 but on a GPU that has bfloat16."""
+    """Returns the dtype of the running weights; `auto` is float32 but on a GPU that has bfloat16.
+
+    Raises:
+        ConfigError: bfloat16 on a CPU that cannot do it; a child process has tried.
+    """
+    if name == "bfloat16" and device.type == "cpu":
+        _, _, verdict = probe_torch()
+        if verdict != WORKS:
+            raise ConfigError(f"--dtype: bfloat16 on this CPU {verdict}")
     if name != "auto":
         dtype: torch.dtype = getattr(torch, name)
         return dtype
@@ -159,11 +168,10 @@ def _load_weights(folder: Path, config: ModelConfig) -> tuple[Any, bool]:
         other = ", ".join(sorted(path.name for path in folder.glob("*.bin"))) or "none"
         raise ModelError(f"{folder}: holds no .safetensors weights (others: {other}); pickled weights are not read")
     device = pick_device(config.device)
-    try:
+    try:  # without attn_implementation: SDPA where the model has it, else eager, which `parity` then finds
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=pick_dtype(config.dtype, device),
-            attn_implementation="sdpa",
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,

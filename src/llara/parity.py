@@ -15,7 +15,8 @@ from llara.model import EmbeddingModel, slot_states
 from llara.templates import BoundSide, BoundTemplate
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6, torch.float16: 3e-2, torch.bfloat16: 1e-1}
-LONGEST_PROBE = 8192
+# A probe of 1024 tokens is cheap, and finds local attention that the configuration calls by another name.
+USUAL_PROBE, LONGEST_PROBE = 1024, 8192
 
 
 class Parity(NamedTuple):
@@ -31,8 +32,8 @@ def probe_length(model: EmbeddingModel, text_length: int) -> int:
     A window that no row of the job is longer than never acts, so a longer probe would refuse a model for nothing.
     """
     window = getattr(model.lm.config.get_text_config(), "sliding_window", None)
-    longest = min(text_length, LONGEST_PROBE)
-    return min(longest, int(window) + 8) if isinstance(window, int) and window > 0 else min(longest, 48)
+    beyond = window + 8 if isinstance(window, int) and window > 0 else 0
+    return min(text_length, LONGEST_PROBE, max(USUAL_PROBE, beyond))
 
 
 @torch.no_grad()

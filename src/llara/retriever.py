@@ -81,6 +81,7 @@ class Retriever:
         self, texts: Sequence[str], token_budget: int | None = None, on_batch: OnBatch | None = None
     ) -> Vectors:
         """Returns float32 [len(texts), dim], unit length. `on_batch` is called with the rows done after each batch."""
+        _refuse_string(texts, "texts")
         return self._encode(texts, "query", token_budget, None, on_batch)
 
     def encode_passages(
@@ -96,6 +97,8 @@ class Retriever:
         Raises:
             ConfigError: Texts and titles differ in number, or `max_length` leaves no room for text.
         """
+        _refuse_string(texts, "texts")
+        _refuse_string(titles, "titles")
         if titles is not None and len(titles) != len(texts):
             raise ConfigError(
                 f"titles: {len(titles)} for {len(texts)} texts; give one per text, empty where there is none"
@@ -112,7 +115,11 @@ class Retriever:
         max_length: int | None,
         on_batch: OnBatch | None,
     ) -> Vectors:
-        if isinstance(texts, str):
-            raise ConfigError("texts: give a list of texts, not one string")
         vectors: Vectors = self.model.encode(texts, side, token_budget, max_length, on_batch).numpy()
         return vectors
+
+
+def _refuse_string(values: Sequence[str] | None, name: str) -> None:
+    """Raises ConfigError for one string, which is a sequence of strings too: its characters."""
+    if isinstance(values, str):
+        raise ConfigError(f"{name}: give a list of {name}, not one string")

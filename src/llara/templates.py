@@ -7,6 +7,7 @@ text: SELF is the passage side, NEXT the query side, since a relevant passage is
 No token id is written down here: ids come from the tokenizer that a template is bound to.
 """
 
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -70,7 +71,7 @@ class Template:
         name, scale = values.get("name"), values.get("loss_scale", 1.0)
         if not isinstance(name, str) or not name:
             problems.append(f"{source}: name must be a string")
-        if not isinstance(scale, int | float) or isinstance(scale, bool) or scale <= 0:
+        if not isinstance(scale, int | float) or isinstance(scale, bool) or not 0 < scale < math.inf:
             problems.append(f"{source}: loss_scale must be a number above 0")
         sides = {}
         for key in ("query", "passage"):
@@ -146,12 +147,21 @@ def load_template(name: str) -> Template:
 
 
 class BoundSide(NamedTuple):
-    """A side in token ids: `prefix` + text + `suffix`, the last `slots` ids being the slots."""
+    """A side in token ids: `prefix` + text + `suffix`, the last `slots` ids being the slots.
+
+    A joint prefix comes with the text; `joint_length` is how many tokens it takes on its own.
+    """
 
     prefix: tuple[int, ...]
     suffix: tuple[int, ...]
     slots: int
     joint_prefix: str
+    joint_length: int = 0
+
+    @property
+    def overhead(self) -> int:
+        """Tokens that the side adds to a text."""
+        return len(self.prefix) + self.joint_length + len(self.suffix)
 
 
 def missing_tokens(template: Template, tokenizer: Any) -> list[str]:
@@ -202,7 +212,8 @@ class BoundTemplate:
             for slot in side.slots
         ]
         joint_prefix = side.prefix if side.joint else ""
-        return BoundSide((*self.bos_ids, *prefix), (*suffix, *slots), len(slots), joint_prefix)
+        joint_length = len(self._tokenize([joint_prefix])[0]) if joint_prefix else 0
+        return BoundSide((*self.bos_ids, *prefix), (*suffix, *slots), len(slots), joint_prefix, joint_length)
 
     def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         # split_special_tokens: a text that spells "</s>" or "<s1>" must not be able to place a slot.
@@ -223,9 +234,7 @@ class BoundTemplate:
 
     def overhead(self, name: SideName) -> int:
         """Returns how many tokens a side adds to a text (of a joint prefix, as many as it has on its own)."""
-        side = self.side(name)
-        joint = len(self._tokenize([side.joint_prefix])[0]) if side.joint_prefix else 0
-        return len(side.prefix) + joint + len(side.suffix)
+        return self.side(name).overhead
 
     def text_ids(self, texts: Sequence[str], name: SideName) -> list[list[int]]:
         """Returns each text's own token ids, a joint prefix included, nothing else added or cut."""
@@ -241,12 +250,12 @@ class BoundTemplate:
             ConfigError: Prompt and slots alone fill `max_length`.
         """
         side = self.side(name)
-        room = max_length - len(side.prefix) - len(side.suffix)
-        if room < 1:
+        if max_length <= side.overhead:
             raise ConfigError(
                 f"a {name} length of {max_length} tokens leaves no room for text: "
-                f"template {self.template.name!r} itself takes {len(side.prefix) + len(side.suffix)}"
+                f"template {self.template.name!r} itself takes {side.overhead}"
             )
+        room = max_length - len(side.prefix) - len(side.suffix)  # a joint prefix is part of `text_ids`
         return [*side.prefix, *text_ids[:room], *side.suffix]
 
     def encode(self, texts: Sequence[str], name: SideName, max_length: int) -> list[list[int]]:
