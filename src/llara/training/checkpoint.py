@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from llara.errors import StorageError
-from llara.files import FileRecord, check_file, publish_folder, read_json, sha256_file, write_json_atomic
+from llara.files import TEMPORARY, FileRecord, check_file, publish_folder, read_json, sha256_file, write_json_atomic
 
 WEIGHTS, RECORD, SUMS = "weights.safetensors", "checkpoint.json", "sums.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -41,11 +41,16 @@ def publish_checkpoint(staged: Path, folder: Path, keep: int) -> None:
     publish_folder(staged, final)
     for old in list_checkpoints(folder)[:-keep]:
         # Renamed first: a checkpoint that is being deleted must not be found half deleted by the next run.
-        doomed = old.with_name(f".tmp-{old.name}")
-        if doomed.exists():
-            shutil.rmtree(doomed)
+        doomed = old.with_name(f"{TEMPORARY}{old.name}")
         old.rename(doomed)
         shutil.rmtree(doomed)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Removes the folders that a killed run left half staged or half deleted."""
+    for path in folder.glob(f"{TEMPORARY}*"):
+        if path.is_dir():
+            shutil.rmtree(path)
 
 
 def check_checkpoint(folder: Path) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llara.data import read_documents
-from llara.errors import DataError
+from llara.errors import DataError, StorageError
 from llara.files import FileRecord, check_file, read_json, sha256_file, write_atomic, write_json_atomic
 from llara.model import EmbeddingModel
 from llara.progress import Progress
@@ -74,12 +74,12 @@ def prepare_chunks(
 
     Raises:
         DataError: A row of the corpus does not fit, or no chunk is long enough.
+        StorageError: What an earlier run prepared is damaged.
     """
     folder.mkdir(parents=True, exist_ok=True)
     done = folder / "chunks.json"
     if done.is_file():
-        for name, entry in read_json(done).items():
-            check_file(folder / name, FileRecord(*entry), full=True)
+        _check(folder, done)
         return ChunkStore(folder)
     spans: list[npt.NDArray[np.int64]] = []
     with Progress("tokenise", None, "documents") as progress:
@@ -93,6 +93,14 @@ def prepare_chunks(
     chunks = write_atomic(folder / "chunks.bin", table.astype("<i8").tobytes())
     write_json_atomic(done, {"tokens.bin": list(tokens), "chunks.bin": list(chunks)})
     return ChunkStore(folder)
+
+
+def _check(folder: Path, done: Path) -> None:
+    try:
+        for name, entry in read_json(done).items():
+            check_file(folder / name, FileRecord(*entry), full=True)
+    except StorageError as error:
+        raise StorageError(error.path, f"{error.reason}; delete {folder} to prepare the text again") from error
 
 
 def _tokens(

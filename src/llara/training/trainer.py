@@ -185,6 +185,9 @@ class JobTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         staging = self.folder / ".tmp-staging"
+        if self.args.should_save:
+            checkpoint.clear_leftovers(self.folder)  # what a killed run staged would be taken for part of this one
+        self.accelerator.wait_for_everyone()
         staging.mkdir(exist_ok=True)
         final, self.args.output_dir = self.args.output_dir, str(staging)
         try:

@@ -14,7 +14,15 @@ from typing import Any
 from llara.config import TrainConfig, to_plain
 from llara.contract import FILE_NAME
 from llara.errors import StorageError
-from llara.files import FolderLock, claim_output, json_bytes, read_json, refuse_differences, save_config
+from llara.files import (
+    FolderLock,
+    claim_output,
+    json_bytes,
+    publish_folder,
+    read_json,
+    refuse_differences,
+    save_config,
+)
 from llara.model import EmbeddingModel
 
 RECORD = "training.json"
@@ -91,9 +99,7 @@ class Workspace:
             "training_config.toml": (self.folder / "config.toml").read_text(encoding="utf-8"),
             "training_log.jsonl": (self.folder / "log.jsonl").read_text(encoding="utf-8"),
         }
-        if self.config.output.is_dir():
-            self.config.output.rmdir()  # an empty folder that the user made; anything else was refused before
         model.save(staged, extra)
-        staged.rename(self.config.output)
+        publish_folder(staged, self.config.output)
         shutil.rmtree(self.folder)
         return TrainResult(self.config.output, steps, log)
