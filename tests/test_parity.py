@@ -1,0 +1,157 @@
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from llara.contract import Contract
+from llara.errors import ModelError
+from llara.model import EmbeddingModel
+from llara.parity import check_branches, probe_length
+from llara.templates import RELEASE, Template
+from tests import tiny
+
+
+def check(model: EmbeddingModel, text_length: int = 40) -> Any:
+    return check_branches(model, model.bind(), text_length)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "gpt_neox", "phi", "opt", "qwen2", "cohere", "granite"])
+def test_plain_models_run_in_one_pass(family: str) -> None:
+    found = check(tiny.model(family))
+    assert found.one_pass
+    assert "branches of one pass and of two differ by" in found.reason
+
+
+def test_release_template_of_eight_slots() -> None:
+    model = tiny.model("llama", contract=Contract(template=RELEASE, bos=True))
+    model.add_missing_tokens()
+    assert check(model).one_pass
+
+
+def test_template_without_bos_or_prefix() -> None:
+    assert check(tiny.model("llama", contract=Contract(bos=False)), text_length=1).one_pass
+
+
+@pytest.mark.parametrize("text_length", [tiny.WINDOW + 1, 40, 200])
+def test_sliding_window_that_acts_needs_two_passes(text_length: int) -> None:
+    found = check(tiny.model("mistral"), text_length)
+    assert not found.one_pass
+    assert "branches of one pass and of two differ by" in found.reason
+
+
+def test_sliding_window_that_no_row_reaches_does_not_act() -> None:
+    model = tiny.model("mistral", sliding_window=200)
+    assert check(model, text_length=40).one_pass
+    assert not check(model, text_length=400).one_pass
+
+
+def test_window_reached_by_the_prompt_alone_is_found() -> None:
+    """The text fits the window, text and suffix do not."""
+    model = tiny.model("mistral", sliding_window=25)
+    template = model.bind()
+    assert 20 < 25 < 20 + template.overhead("query")
+    assert not check(model, text_length=20).one_pass
+
+
+def test_eager_attention_is_found() -> None:
+    model = tiny.model("llama", attention="eager")
+    assert model.lm.config._attn_implementation == "eager"
+    found = check(model)
+    assert not found.one_pass
+    assert "differ by" in found.reason
+
+
+@pytest.mark.parametrize(("family", "reason"), [("bloom", "a prepared mask fails in this model"), ("mpt", "differ by")])
+def test_alibi_needs_two_passes(family: str, reason: str) -> None:
+    found = check(tiny.model(family))
+    assert not found.one_pass
+    assert reason in found.reason
+
+
+@pytest.mark.parametrize("family", ["mistral", "bloom", "mpt", "gemma2", "gpt_oss"])
+def test_two_passes_are_right_where_one_is_not(family: str) -> None:
+    """Rows of a padded batch, on texts longer than a window, equal each row run by itself."""
+    model = tiny.model(family)
+    rows = [[0, *range(20, 20 + length), 1] for length in (70, 31, 3)]
+    with torch.no_grad():
+        together = model.embed(rows, 1, token_budget=10**6)
+        for row, found in zip(rows, together, strict=True):
+            states = model.lm.base_model(input_ids=torch.tensor([row])).last_hidden_state
+            expected = torch.nn.functional.normalize(states[0, -1], dim=-1)
+            assert float((found - expected).abs().max()) < 1e-5
+
+
+def test_model_whose_vectors_depend_on_padding_is_refused() -> None:
+    class Bidirectional(EmbeddingModel):
+        def trunk(self, **inputs: Tensor | None) -> Tensor:
+            states = super().trunk(**inputs)
+            return states + states.mean(dim=1, keepdim=True)
+
+    plain = tiny.model("llama")
+    model = Bidirectional(plain.lm, plain.tokenizer, plain.contract, "", "looks-ahead")
+    with pytest.raises(ModelError, match=r"looks-ahead: its vectors depend on the padding beside a text .*causal"):
+        check(model)
+
+
+# The LM head
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("llama", {}),
+        ("gpt2", {}),
+        ("cohere", {"logit_scale": 0.0625}),
+        ("granite", {"logits_scaling": 6.0}),
+        ("gemma2", {"final_logit_softcapping": 3.0}),
+    ],
+)
+def test_head_gives_the_logits_of_the_model(family: str, changes: dict[str, Any]) -> None:
+    model = tiny.model(family, **changes)
+    ids = torch.arange(20, 60)[None]
+    with torch.no_grad():
+        expected = model.lm(input_ids=ids).logits
+        found = model.head(model.trunk(input_ids=ids, attention_mask=None))
+        assert float((found - expected).abs().max()) < 1e-5
+        if changes:
+            bare = model.lm.get_output_embeddings()(model.trunk(input_ids=ids, attention_mask=None))
+            assert float((bare - expected).abs().max()) > 0.1
+    check(model)  # does not refuse
+
+
+def test_unknown_scaling_of_the_logits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.model("llama")
+    forward = type(model.lm).forward
+
+    def scaled(self: Any, *arguments: Any, **named: Any) -> Any:
+        output = forward(self, *arguments, **named)
+        output.logits = output.logits * 1.5
+        return output
+
+    monkeypatch.setattr(type(model.lm), "forward", scaled)
+    with pytest.raises(ModelError, match=r"tiny llama: its logits are not its LM head .*a scaling that llara does not"):
+        check(model)
+
+
+def test_not_a_number_is_no_agreement() -> None:
+    model = tiny.model("llama")
+    with torch.no_grad():
+        model.lm.base_model.norm.weight[0] = float("nan")
+    with pytest.raises(ModelError, match=r"difference inf"):
+        check(model)
+
+
+def test_probe_goes_beyond_a_window_and_never_beyond_the_job() -> None:
+    assert probe_length(tiny.model("llama"), 96) == 96
+    assert probe_length(tiny.model("llama"), 100_000) == 1024
+    assert probe_length(tiny.model("mistral", sliding_window=4096), 96) == 96
+    assert probe_length(tiny.model("mistral", sliding_window=4096), 100_000) == 4104
+    assert probe_length(tiny.model("mistral", sliding_window=10**6), 100_000) == 8192
+
+
+def test_own_template_with_prefix() -> None:
+    from llara.templates import EOS, Side
+
+    own = Template("own", Side("Text: ", " query", (EOS,)), Side("Text: ", " passage it is", (EOS, EOS)))
+    assert check(tiny.model("qwen3", contract=Contract(template=own, bos=True))).one_pass
