@@ -14,7 +14,8 @@ from llara.config import AdaptConfig, FinetuneConfig
 from llara.files import FileRecord, write_json_atomic
 from llara.model import EmbeddingModel
 
-WORDS = "the sky is blue because air scatters short wavelengths of light more than long ones read a file".split()
+TEXT = "the sky is blue because air scatters short wavelengths of light more than long ones read a file"
+WORDS = TEXT.split()
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:

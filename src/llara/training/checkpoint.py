@@ -60,10 +60,18 @@ def check_checkpoint(folder: Path) -> None:
         StorageError: A file is damaged; says which checkpoint to delete.
     """
     try:
-        for name, entry in read_json(folder / RECORD)["files"].items():
-            check_file(folder / name, FileRecord(entry["bytes"], entry["sha256"]), full=True)
+        for name, record in _recorded_files(folder / RECORD).items():
+            check_file(folder / name, record, full=True)
     except StorageError as error:
         raise StorageError(error.path, f"{error.reason}; delete {folder} to resume from the one before it") from error
+
+
+def _recorded_files(path: Path) -> dict[str, FileRecord]:
+    content = read_json(path)
+    try:
+        return {name: FileRecord(entry["bytes"], entry["sha256"]) for name, entry in content["files"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise StorageError(path, "is damaged: holds no list of files") from error
 
 
 def save_weights(module: nn.Module, folder: Path) -> None:

@@ -1,5 +1,6 @@
 """LoRA on any decoder, with the rows of new tokens trained, and a merge that cannot silently do nothing."""
 
+import warnings
 from typing import Any
 
 import torch
@@ -32,7 +33,10 @@ def add_lora(model: EmbeddingModel, config: TrainConfig) -> Any:
         trainable_token_indices={embedding: model.new_tokens} if model.new_tokens else None,
     )
     try:
-        return get_peft_model(model.lm, settings)
+        with warnings.catch_warnings():
+            # PEFT asks transformers for something by its former name.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            return get_peft_model(model.lm, settings)
     except ValueError as error:
         raise ConfigError(f"--lora-modules: {str(error).splitlines()[0]}") from error
 

@@ -72,6 +72,8 @@ class _Watcher(TrainerCallback):
         self.progress: Progress | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # A checkpoint brings the intervals of the run that made it; this run's own apply.
+        state.logging_steps, state.save_steps = args.logging_steps, args.save_steps
         self.trainer.restore_sums()
         self.progress = Progress(self.label, state.max_steps, "steps")
         self.progress.__enter__()

@@ -13,7 +13,7 @@ from typing import Any
 
 from llara.config import TrainConfig, to_plain
 from llara.contract import FILE_NAME
-from llara.errors import StorageError
+from llara.errors import ConfigError, DataError, StorageError
 from llara.files import (
     FolderLock,
     claim_output,
@@ -24,6 +24,7 @@ from llara.files import (
     save_config,
 )
 from llara.model import EmbeddingModel
+from llara.training.checkpoint import list_checkpoints
 
 RECORD = "training.json"
 # Settings that change neither the weights nor what is learnt from them.
@@ -85,8 +86,12 @@ class Workspace:
         save_config(self.folder, self.config)
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        self._lock.__exit__(*error)
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        # A mistake in the input, found before anything was trained: the mended run has another identity, and must not
+        # be refused for what this one left.
+        if kind is not None and issubclass(kind, ConfigError | DataError) and not list_checkpoints(self.folder):
+            shutil.rmtree(self.folder)
+        self._lock.__exit__(kind, *error)
 
     def publish(self, model: EmbeddingModel, steps: int, log: Mapping[str, float]) -> TrainResult:
         """Saves the model with its settings and log, gives it its final name, and removes the work folder."""

@@ -1,0 +1,78 @@
+"""A run that is killed at any moment and goes on equals one that was never killed, bit for bit."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llara.config import ModelConfig
+from llara.loading import load_model
+from tests.training.helpers import WORDS, log_lines, record, sentence, write_lines
+
+KILLED = 9
+
+
+def crash(job: str, base: Path, data: Path, folder: Path) -> list[dict[str, Any]]:
+    """Runs `crash.py` and returns its cells, the reference first."""
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.training.crash", job, str(base), str(data), str(folder)],
+        cwd=root,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "Traceback" not in done.stderr, done.stderr[-4000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def check_cells(cells: list[dict[str, Any]], folder: Path, save_steps: tuple[int, ...], accumulation: int) -> None:
+    reference, *killed = cells
+    expected = reference["runs"][0]["seen"]
+    assert [number for number, _ in expected] == list(range(len(expected)))
+    made = folder / "reference" / "model"
+    for cell in killed:
+        *before, last = cell["runs"]
+        assert last["status"] == 0
+        assert before[0]["status"] == KILLED, cell
+        assert last["checked"], "the finished folder is complete"
+        for run in cell["runs"]:
+            stray = {name for name in run["left"] if not name.startswith("seen-")} - {"model", "model.partial"}
+            assert not stray
+            if run["seen"]:
+                first = run["seen"][0][0]
+                assert first in {step * accumulation for step in (0, *save_steps)}
+                assert run["seen"] == expected[first : first + len(run["seen"])], "none repeated, none skipped"
+        assert last["left"][0] == "model" and "model.partial" not in last["left"]
+        again = folder / cell["cell"] / "model"
+        for name in ("model.safetensors", "training_log.jsonl", "llara.json", "training.json"):
+            assert record(again / name) == record(made / name), (cell["moments"], name)
+
+
+def test_killed_adaptation_equals_an_uninterrupted_one(base: Path, corpus: Path, tmp_path: Path) -> None:
+    cells = crash("adapt", base, corpus, tmp_path / "runs")
+    check_cells(cells, tmp_path / "runs", (3, 6, 9, 10), 2)
+    assert len(cells) == 14
+    made = tmp_path / "runs" / "reference" / "model"
+    assert [line["step"] for line in log_lines(made)] == [4, 8]  # 3 does not divide 4: sums survive a checkpoint
+    assert {"loss", "loss_ebae", "loss_ebar", "grad_norm"} <= log_lines(made)[0].keys()
+    load_model(ModelConfig(model=str(made), device="cpu", verify=True))
+
+
+def test_killed_finetuning_equals_an_uninterrupted_one(base: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = [
+        {"query": f"{WORDS[i]} {i}", "pos": [sentence(rng, 8), sentence(rng, 9)], "neg": [sentence(rng, 5)] * (i % 3)}
+        for i in range(13)
+    ]
+    train = write_lines(tmp_path / "train.jsonl", rows)
+    cells = crash("finetune", base, train, tmp_path / "runs")
+    check_cells(cells, tmp_path / "runs", (3, 6, 9, 10), 2)
+    assert len(cells) == 5
