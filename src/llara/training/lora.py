@@ -36,6 +36,8 @@ def add_lora(model: EmbeddingModel, config: TrainConfig) -> Any:
         with warnings.catch_warnings():
             # PEFT asks transformers for something by its former name.
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            # GPT-2 keeps its matrices transposed; PEFT finds that out and does it right.
+            warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)
             return get_peft_model(model.lm, settings)
     except ValueError as error:
         raise ConfigError(f"--lora-modules: {str(error).splitlines()[0]}") from error

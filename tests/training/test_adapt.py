@@ -1,0 +1,241 @@
+"""Adaptation on every shape of decoder, with and without LoRA, and what it refuses."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from llara.config import ModelConfig
+from llara.errors import ConfigError, ModelError
+from llara.loading import load_model
+from llara.model import EmbeddingModel
+from llara.parity import Parity
+from llara.training import adapt as adapt_module
+from llara.training.adapt import ChunkBatches, adapt
+from llara.training.chunks import prepare_chunks
+from llara.training.lora import add_lora, merge_lora
+from llara.training.objective import Plan, Prompts
+from tests import tiny
+from tests.training.helpers import adapt_config, log_lines, weights, write_text
+
+TEXTS = ["the sky is blue", "read a file line by line and close it"]
+RELEASE_TOKENS = [f"<s{i}>" for i in range(1, 17)]
+
+
+def load(folder: Path, **changes: Any) -> EmbeddingModel:
+    return load_model(ModelConfig(model=str(folder), device="cpu", **changes))
+
+
+def vectors(folder: Path, **changes: Any) -> torch.Tensor:
+    model = load(folder, **changes)
+    return torch.cat([model.encode(TEXTS, "query"), model.encode(TEXTS, "passage")])
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_every_shape_of_decoder_is_adapted(
+    family: str, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = tiny.save_base(tmp_path / "base", family)
+    result = adapt(adapt_config(base, corpus, tmp_path / "out", steps=3, log_every=1, chunk_length=24))
+    assert (result.steps, result.reused) == (3, False)
+    assert {"loss", "loss_ebae", "loss_ebar", "learning_rate"} <= result.log.keys()
+    assert [line["step"] for line in log_lines(result.output)] == [1, 2, 3]
+    made, before = vectors(result.output, verify=True), vectors(base)
+    assert torch.isfinite(made).all()
+    assert float((made - before).abs().max()) > 1e-3
+    torch.testing.assert_close(made.norm(dim=1), torch.ones(4))
+    # Chunks here are longer than mistral's window, which a prepared mask would switch off.
+    assert ("in a pass of its own" in capsys.readouterr().err) == (family == "mistral")
+
+
+def test_the_loss_falls(base: Path, corpus: Path, tmp_path: Path) -> None:
+    config = adapt_config(base, corpus, tmp_path / "out", steps=24, log_every=4, batch_size=8)
+    adapt(config)
+    losses = [(line["loss_ebae"], line["loss_ebar"]) for line in log_lines(config.output)]
+    assert losses[-1][0] < 0.9 * losses[0][0]
+    assert losses[-1][1] < 0.9 * losses[0][1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "logged"),
+    [
+        ({"objective": "ebae"}, {"loss_ebae"}),
+        ({"objective": "ebar"}, {"loss_ebar"}),
+        ({"objective": "lm"}, {"loss_lm"}),
+        ({"lm_weight": 0.5, "targets": "all", "schedule": "constant"}, {"loss_ebae", "loss_ebar", "loss_lm"}),
+    ],
+)
+def test_the_log_shows_what_is_trained(
+    base: Path, corpus: Path, tmp_path: Path, changes: dict[str, Any], logged: set[str]
+) -> None:
+    result = adapt(adapt_config(base, corpus, tmp_path / "out", steps=2, **changes))
+    assert {key for key in result.log if key.startswith("loss_")} == logged
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_release_template_adds_tokens_and_trains_them(corpus: Path, tmp_path: Path, rank: int, tied: bool) -> None:
+    base = tiny.save_base(tmp_path / "base", tie_word_embeddings=tied)
+    old = load(base)
+    rows = len(old.tokenizer)
+    config = adapt_config(base, corpus, tmp_path / "out", template="release", steps=3, lora_rank=rank)
+    torch.manual_seed(config.seed)  # as `adapt` does, so that the new rows start alike
+    start = load_model(config, for_training=True, new_template=True)
+    assert len(start.new_tokens) == 16
+    fresh = start.lm.get_input_embeddings().weight[start.new_tokens].detach().clone()
+    frozen = start.lm.get_input_embeddings().weight[:rows].detach().clone()
+
+    made = load(adapt(config).output, verify=True)
+    assert made.contract.template.name == "release"
+    assert made.tokenizer.convert_tokens_to_ids(RELEASE_TOKENS) == start.new_tokens == list(range(rows, rows + 16))
+    table = made.lm.get_input_embeddings().weight.detach()
+    assert table.shape[0] == made.lm.get_output_embeddings().weight.shape[0] == rows + 16
+    assert made.lm.config.vocab_size == rows + 16
+    moved = (table[start.new_tokens] - fresh).abs().amax(dim=1)
+    assert (moved > 1e-4).all(), "every new row is trained"
+    assert torch.equal(table[:rows], frozen) == (rank > 0), "LoRA leaves the old rows alone"
+    assert torch.isfinite(made.encode(TEXTS, "query")).all()
+
+
+def test_a_template_without_branches_is_refused(base: Path, corpus: Path, tmp_path: Path) -> None:
+    config = adapt_config(base, corpus, tmp_path / "out", template="repllama")
+    with pytest.raises(ConfigError, match="'repllama' has no two branches over one text, which adaptation needs"):
+        adapt(config)
+    assert list(tmp_path.iterdir()) == []
+    assert adapt(replace(config, objective="lm", steps=1)).output.is_dir()  # needs none
+
+
+def test_a_model_without_head_is_refused(base: Path, corpus: Path, tmp_path: Path) -> None:
+    headless = tmp_path / "headless"
+    headless.mkdir()
+    for path in base.iterdir():
+        (headless / path.name).write_bytes(path.read_bytes())
+    kept = {name: value for name, value in weights(base).items() if not name.startswith("lm_head")}
+    save_file(kept, headless / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="holds no LM head, which adaptation projects through"):
+        adapt(adapt_config(headless, corpus, tmp_path / "out"))
+
+
+def test_max_chunks_takes_a_seeded_sample(base: Path, corpus: Path, tmp_path: Path) -> None:
+    model = load(base)
+    store = prepare_chunks(tmp_path / "chunks", [corpus], model, 16, 4)
+    template = model.bind()
+    prompts = Prompts(template.passage, template.query, model.pad_id)
+    plan = Plan("ebae+ebar", True, 1.0, 0.0)
+
+    def sample(**changes: Any) -> ChunkBatches:
+        return ChunkBatches(store, prompts, plan, adapt_config(base, corpus, tmp_path / "out", **changes))
+
+    assert sample().rows == len(store)
+    assert sample(max_chunks=10_000).rows == len(store)
+    first, again, other = sample(max_chunks=8), sample(max_chunks=8), sample(max_chunks=8, seed=1)
+    assert first.rows == 8
+    assert torch.equal(first.batch(3)["shared"], again.batch(3)["shared"])
+    assert not np.array_equal(first._sample, other._sample)
+    assert len(np.unique(first._sample)) == 8
+
+
+def test_every_pass_takes_every_chunk_once(base: Path, corpus: Path, tmp_path: Path) -> None:
+    model = load(base)
+    store = prepare_chunks(tmp_path / "chunks", [corpus], model, 16, 4)
+    template = model.bind()
+    source = ChunkBatches(
+        store,
+        Prompts(template.passage, template.query, model.pad_id),
+        Plan("ebae", True, 1.0, 0.0),
+        adapt_config(base, corpus, tmp_path / "out", max_chunks=32),
+    )
+    # A window of 16 batches of 4 is exactly two passes over 32 chunks.
+    rows = np.concatenate([source._batches.batch(number) for number in range(16)])
+    assert np.bincount(rows, minlength=32).tolist() == [2] * 32
+
+
+# LoRA ---------------------------------------------------------------------------------------------------------------
+
+
+def trained_lora(family: str = "llama", **changes: Any) -> tuple[EmbeddingModel, Any]:
+    """A tiny model whose LoRA update is not zero any more."""
+    model = tiny.model(family)
+    peft_model = add_lora(model, adapt_config(Path("b"), Path("c"), Path("o"), lora_rank=2, **changes))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, value in peft_model.named_parameters():
+            if "lora_B" in name:
+                value.normal_(0.0, 0.05)
+    return model, peft_model
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_merged_and_unmerged_models_give_the_same_vectors(family: str) -> None:
+    plain = tiny.model(family).encode(TEXTS, "passage")
+    model, peft_model = trained_lora(family)
+    unmerged = model.encode(TEXTS, "passage")
+    merge_lora(model, peft_model)
+    merged = model.encode(TEXTS, "passage")
+    assert float((merged - unmerged).abs().max()) < 1e-5
+    assert float((merged - plain).abs().max()) > 1e-3
+    assert not any("lora" in name for name, _ in model.lm.named_parameters())
+
+
+def test_a_zero_update_is_refused_at_merge() -> None:
+    model = tiny.model()
+    peft_model = add_lora(model, adapt_config(Path("b"), Path("c"), Path("o"), lora_rank=2))
+    with pytest.raises(ModelError, match="every LoRA update is zero: the merged model would equal the base model"):
+        merge_lora(model, peft_model)
+
+
+def test_an_update_lost_in_rounding_is_refused_at_merge() -> None:
+    model, peft_model = trained_lora()
+    with torch.no_grad():
+        for name, value in peft_model.named_parameters():
+            if "lora_B" in name:
+                value.fill_(1e-30)
+    with pytest.raises(ModelError, match="merging LoRA changed no weight"):
+        merge_lora(model, peft_model)
+
+
+def test_lora_goes_where_it_is_told() -> None:
+    model, _ = trained_lora(lora_modules=("q_proj", "v_proj"))
+    touched = {name.split(".")[-4] for name, _ in model.lm.named_parameters() if ".lora_A." in name}
+    assert touched == {"q_proj", "v_proj"}
+    trainable = {name for name, value in model.lm.named_parameters() if value.requires_grad}
+    assert all("lora_" in name for name in trainable)
+    everything, _ = trained_lora()
+    touched = {name.split(".")[-4] for name, _ in everything.lm.named_parameters() if ".lora_A." in name}
+    assert touched == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+def test_an_unknown_module_is_refused_and_can_be_mended(base: Path, corpus: Path, tmp_path: Path) -> None:
+    config = adapt_config(base, corpus, tmp_path / "out", steps=2, lora_rank=2, lora_modules=("q_proy",))
+    with pytest.raises(ConfigError, match=r"--lora-modules: .*q_proy"):
+        adapt(config)
+    made = adapt(replace(config, lora_modules=("q_proj",))).output
+    before, after = weights(base), weights(made)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {f"model.layers.{i}.self_attn.q_proj.weight" for i in range(tiny.LAYERS)}
+    assert before.keys() == after.keys()
+
+
+def test_two_passes_train_like_one_where_both_are_right(
+    base: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = adapt(adapt_config(base, corpus, tmp_path / "one", steps=2, learning_rate=1e-4))
+    monkeypatch.setattr(adapt_module, "check_branches", lambda *_: Parity(False, "asked to"))
+    two = adapt(adapt_config(base, corpus, tmp_path / "two", steps=2, learning_rate=1e-4))
+    assert two.log["loss"] == pytest.approx(one.log["loss"], rel=1e-5)
+    assert two.log["loss_ebar"] == pytest.approx(one.log["loss_ebar"], rel=1e-5)
+
+
+def test_an_adapted_model_is_adapted_again(base: Path, tmp_path: Path) -> None:
+    corpus = write_text(tmp_path / "text.jsonl", documents=4)
+    first = adapt(adapt_config(base, corpus, tmp_path / "first", steps=1)).output
+    second = adapt(adapt_config(first, corpus, tmp_path / "second", steps=1, template="release")).output
+    assert load(second).contract.template.name == "release"
+    identity = json.loads((second / "training.json").read_text())["identity"]
+    assert identity["base"] == json.loads((first / "llara.json").read_text())["digest"]
+    assert load_file(second / "model.safetensors").keys() == load_file(first / "model.safetensors").keys()
