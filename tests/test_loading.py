@@ -380,6 +380,12 @@ def test_adaptation_may_give_a_saved_model_another_template(saved: Path) -> None
     assert (model.contract.template, model.contract.bos, model.contract.query_length) == (RELEASE, False, 40)
 
 
+def test_the_probe_is_checked_before_another_template_is_taken(saved: Path) -> None:
+    flip(saved / "model.safetensors", "model.norm.weight", 26)
+    with pytest.raises(ModelError, match=r"the weights do not give the vectors they gave when saved"):
+        load_model(ModelConfig(model=str(saved), template="release"), for_training=True, new_template=True)
+
+
 def test_missing_slot_tokens_are_refused_outside_training(base: Path) -> None:
     with pytest.raises(ModelError, match=r"the tokenizer lacks <s1>, .*slot tokens of template 'release'"):
         load(base, template="release")
@@ -438,6 +444,32 @@ def test_hub_id_that_cannot_be_fetched_names_the_command(offline: bool) -> None:
     )
     with pytest.raises(ModelError, match=message):
         load("nobody/no-such-model", offline=offline)
+
+
+def test_network_that_breaks_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    class ReadError(Exception):
+        """Stands for the HTTP library's own errors, which are no OSError."""
+
+    def broken(*_: Any, **__: Any) -> str:
+        raise ReadError("connection reset")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", broken)
+    with pytest.raises(ModelError, match=r"it could not be fetched \(ReadError\); get it with: hf download some/model"):
+        resolve("some/model")
+
+
+def test_hub_id_takes_no_pickle_and_code_only_when_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[Any] = []
+
+    def record(name: str, *, allow_patterns: list[str], local_files_only: bool) -> str:
+        asked.append((name, "*.py" in allow_patterns, "*.safetensors" in allow_patterns, local_files_only))
+        assert not {"*", "*.bin", "*.pt", "*.pkl"} & set(allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", record)
+    assert resolve("some/model") == tmp_path
+    resolve("some/model", offline=True, remote_code=True)
+    assert asked == [("some/model", False, True, False), ("some/model", True, True, True)]
 
 
 @pytest.mark.parametrize("name", ["no body/model", "nobody/..", "-x/y"])

@@ -45,15 +45,16 @@ def load_model(config: ModelConfig, *, for_training: bool = False, new_template:
     contract = _agree(saved, config, tokenizer, new_template=new_template)
     lm, has_head = _load_weights(folder, config)
     fingerprint = record["digest"] if record else _fingerprint(folder, contract)
-    model = EmbeddingModel(lm, tokenizer, contract, fingerprint, config.model)
+    model = EmbeddingModel(lm, tokenizer, saved or contract, fingerprint, config.model)
     model.has_head = has_head
     if record is None:
         note(
             f"{config.model}: no {contracts.FILE_NAME} in the folder; "
             f"using template {contract.template.name}, BOS {'yes' if contract.bos else 'no'}"
         )
-    elif contract == saved:
+    else:
         model.check_probe(record["probe"], folder)
+    model.contract = contract  # another one than was saved only where the job may change it
     if for_training:
         model.new_tokens = model.add_missing_tokens()
     else:
@@ -77,12 +78,11 @@ def resolve(name: str, *, offline: bool = False, remote_code: bool = False) -> P
 
 def _download(name: str, *, offline: bool, remote_code: bool) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     patterns = [*WEIGHTS, "*.py"] if remote_code else list(WEIGHTS)
     try:
         return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=offline))
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, HFValidationError, OSError) as error:
+    except Exception as error:  # the hub's client lets errors of its HTTP library through
         raise ModelError(
             f"{name}: neither a folder here nor in the hub's cache, and it could not be fetched "
             f"({type(error).__name__}); get it with: hf download {name}"
