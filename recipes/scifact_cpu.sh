@@ -16,6 +16,8 @@ python=${PYTHON:-.venv/bin/python}
 llara=$(dirname "$python")/llara
 scifact=$data/scifact medquad=$data/medquad/pairs.jsonl.gz wiki=$data/wiki/articles.jsonl.gz
 
+train=("$scifact" "$scifact" "$scifact" "$scifact" "$scifact" "$scifact" "$scifact" "$scifact" "$medquad")
+
 stage() { # name, command...
     local name=$1
     shift
@@ -49,7 +51,7 @@ for arm in finetuned lm+finetuned adapted+finetuned; do
         stage "$arm: adapt" "$llara" adapt --config recipes/scifact_adapt.toml --corpus "$wiki" "$scifact/corpus.jsonl.gz" \
             --objective "$objective" --output "$base"
     fi
-    stage "$arm: finetune" "$llara" finetune --config recipes/scifact_finetune.toml --train "$scifact" "$medquad" \
+    stage "$arm: finetune" "$llara" finetune --config recipes/scifact_finetune.toml --train "${train[@]}" \
         --model "$base" --output "$out/$arm/model"
     measure "$arm"
 done

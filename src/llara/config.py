@@ -154,7 +154,8 @@ class FinetuneConfig(TrainConfig):
     """Stage 2: contrastive learning on queries, relevant passages and hard negatives."""
 
     train: tuple[Path, ...]
-    """JSON lines with query, pos, neg; or a collection with judgements (BEIR folder, pairs file, SQuAD JSON)."""
+    """JSON lines with query, pos, neg; or a collection with judgements (BEIR folder, pairs file, SQuAD JSON).
+    A path given several times counts several times."""
     split: str = "train"
     """Split of the collections given as --train."""
     negatives: int = 7

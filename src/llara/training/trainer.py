@@ -163,8 +163,9 @@ class JobTrainer(Trainer):
         loss, sums = outputs
         if not torch.isfinite(loss):
             raise LlaraError(
-                f"the loss is {float(loss.detach())} at step {self.state.global_step + 1}; nothing was updated with it. "
-                f"Lower --learning-rate, or look at the data; checkpoints are in {self.folder}"
+                f"the loss is {float(loss.detach())} at step {self.state.global_step + 1}; "
+                f"nothing was updated with it. Lower --learning-rate, or look at the data; "
+                f"checkpoints are in {self.folder}"
             )
         self.sums += sums.double().cpu()
         scaled: Tensor = loss * self.args.world_size
