@@ -14,6 +14,7 @@ from llara.contract import (
     read_record,
 )
 from llara.errors import ModelError, StorageError
+from llara.files import write_json_atomic
 from llara.templates import RELEASE
 
 
@@ -61,7 +62,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def write(folder: Path, record: dict[str, Any]) -> None:
-    (folder / "llara.json").write_text(json.dumps(record))
+    write_json_atomic(folder / "llara.json", record)
 
 
 def resealed(record: dict[str, Any], **changes: Any) -> dict[str, Any]:
@@ -152,6 +153,19 @@ def test_any_changed_byte_of_the_weights_is_found_by_a_full_check(folder: Path, 
     check(folder, full=False)
     with pytest.raises(StorageError, match=r"model\.safetensors: is damaged: its SHA-256 is not the one recorded"):
         check(folder, full=True)
+
+
+def test_any_changed_byte_of_the_record_is_found_by_a_full_check(folder: Path) -> None:
+    path = folder / "llara.json"
+    original = path.read_bytes()
+    for position in range(len(original)):
+        content = bytearray(original)
+        content[position] = ord("\t") if chr(content[position]).isspace() else content[position] ^ 1
+        path.write_bytes(content)
+        with pytest.raises((ModelError, StorageError), match=r"llara\.json: "):
+            check(folder, full=True)
+    path.write_bytes(original)
+    check(folder, full=True)
 
 
 @pytest.mark.parametrize("name", ["added_tokens.json", "adapter_config.json", "extra.safetensors", "vocab.txt"])

@@ -19,7 +19,7 @@ from llara.demo import ARMS, METRICS, DemoResult, Size, demo, write_data
 from llara.errors import StorageError
 from llara.training.trainer import JobTrainer
 
-TINY = Size(pairs=24, queries=8, chunks=32, packages=("email", "logging"))
+TINY = Size(pairs=16, queries=8, chunks=16, packages=("email", "logging"))
 
 
 def rows(count: int) -> list[DocstringRow]:
@@ -94,11 +94,18 @@ def counted_training(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         yield started
 
 
+def shrink(patch: pytest.MonkeyPatch) -> None:
+    """Makes the fast demo take two steps per stage."""
+    patch.setitem(demo_module.SIZES, "fast", TINY)
+    patch.setitem(demo_module.FINETUNE, "batch_size", 8)
+    patch.setitem(demo_module.ADAPT, "batch_size", 8)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[DemoResult, list[str]]]:
     """The demo's result, and the training runs that it took."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(demo_module.SIZES, "fast", TINY)
+        shrink(patch)
         with counted_training(patch) as started:
             result = demo(DemoConfig(output=tmp_path_factory.mktemp("demo") / "out", fast=True))
         yield result, started
@@ -112,7 +119,6 @@ def test_the_table_compares_four_systems(finished: tuple[DemoResult, list[str]])
         assert name in text
         hits = read_run(result.output / name / f"{name}.trec")
         assert hits.keys() == {query.id for query in read_queries(result.output / "data", "test")}
-    print(result.seconds)
     values = result.to_json()
     assert json.loads(json.dumps(values)) == values
     assert result.documents == len(list(read_documents([result.output / "data"])))
@@ -152,7 +158,7 @@ def test_a_second_run_reuses_everything(
     first = finished[0]
     before = {path: path.stat().st_mtime_ns for path in first.output.rglob("*.safetensors")}
     before |= {path: path.stat().st_mtime_ns for path in first.output.rglob("vectors/shard-?????.npy")}
-    monkeypatch.setitem(demo_module.SIZES, "fast", TINY)
+    shrink(monkeypatch)
     with counted_training(monkeypatch) as started:
         again = demo(DemoConfig(output=first.output, fast=True))
     assert started == []

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from llara.config import ModelConfig
 from llara.contract import Contract, digest, make_record
 from llara.errors import ConfigError, ModelError, StorageError
+from llara.files import write_json_atomic
 from llara.loading import adds_bos, load_model, pick_device, pick_dtype, resolve, write_contract
 from llara.model import EmbeddingModel
 from llara.templates import PAPER, RELEASE, REPLLAMA
@@ -58,7 +59,7 @@ def reseal(folder: Path, edit: Edit | None = None) -> None:
     fresh = make_record(folder, Contract(), {})
     record["files"] = fresh["files"]
     del record["digest"]
-    path.write_text(json.dumps({**record, "digest": digest(record)}))
+    write_json_atomic(path, {**record, "digest": digest(record)})
 
 
 # Saved, and loaded back
@@ -305,6 +306,13 @@ def test_pickled_weights_are_refused(base: Path) -> None:
     (base / "model.safetensors").unlink()
     message = r"base: holds no \.safetensors weights \(others: pytorch_model\.bin\); pickled weights are not read"
     with pytest.raises(ModelError, match=message):
+        load(base)
+
+
+def test_pickled_weights_are_not_read_beside_other_safetensors(base: Path) -> None:
+    torch.save(load_file(base / "model.safetensors"), base / "pytorch_model.bin")
+    (base / "model.safetensors").rename(base / "other.safetensors")
+    with pytest.raises(ModelError, match=r"base: cannot be loaded as a causal language model: .*model\.safetensors"):
         load(base)
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from llara import __version__
-from llara.errors import ModelError
-from llara.files import FileRecord, check_file, read_json, sha256_file
+from llara.errors import ModelError, StorageError
+from llara.files import FileRecord, check_file, json_bytes, read_bytes, read_json, sha256_file
 from llara.templates import PAPER, SideName, Template
 
 FILE_NAME = "llara.json"
@@ -146,6 +146,8 @@ def check_files(folder: Path, record: Mapping[str, Any], *, full: bool) -> int:
         ModelError: A file that was not there when the model was saved.
     """
     hashed = 0
+    if full and read_bytes(folder / FILE_NAME) != json_bytes(record):  # the digest does not see white space
+        raise StorageError(folder / FILE_NAME, "is damaged: its bytes are not those that were written")
     for name, entry in record["files"].items():
         complete = full or (entry["bytes"] <= SMALL_FILE and not name.endswith(".safetensors"))
         check_file(folder / name, FileRecord(entry["bytes"], entry["sha256"]), full=complete)

@@ -118,6 +118,15 @@ def test_the_log_holds_the_mean_of_each_branch(tmp_path: Path) -> None:
     assert entry["loss"] == pytest.approx(last["loss"])
 
 
+@pytest.mark.parametrize(("steps", "log_every", "logged"), [(5, 2, [2, 4, 5]), (2, 10, [2]), (4, 4, [4])])
+def test_the_last_steps_are_logged_too(tmp_path: Path, steps: int, log_every: int, logged: list[int]) -> None:
+    trainer, _ = trainer_of(tmp_path / "run", steps=steps, log_every=log_every)
+    last = trainer.run()
+    lines = log_lines(tmp_path / "run", "log.jsonl")
+    assert [line["step"] for line in lines] == logged
+    assert last["loss"] == lines[-1]["loss"]
+
+
 def test_log_lines_cover_their_own_steps(tmp_path: Path) -> None:
     trainer, _ = trainer_of(tmp_path / "run", steps=4, learning_rate=0.0, log_every=1, batch_size=24)
     trainer.run()

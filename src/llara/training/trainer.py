@@ -81,6 +81,8 @@ class _Watcher(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         assert self.progress is not None
+        if state.global_step >= state.max_steps:
+            control.should_log = True  # the last steps count too, where log_every does not divide their number
         last = state.log_history[-1] if state.log_history else {}
         shown = {key: f"{last[key]:.4g}" for key in ("loss", "learning_rate") if key in last}
         self.progress.advance(1, **shown)
