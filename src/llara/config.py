@@ -69,7 +69,7 @@ class TrainConfig(ModelConfig):
     """What both training stages take."""
 
     output: Path
-    """Folder of the trained model; checkpoints lie in it until the run ends."""
+    """Folder of the trained model; until the run ends, checkpoints and log lie beside it, in OUTPUT.partial."""
     steps: int | None = None
     """Optimizer steps; default: what --epochs comes to."""
     epochs: float = 1.0
@@ -129,7 +129,7 @@ class AdaptConfig(TrainConfig):
     chunk_length: int = 128
     """Tokens of text per chunk, template not counted."""
     min_chunk_length: int = 16
-    """Shorter chunks at the end of a document are joined to no batch; they still serve as a next text."""
+    """Shorter chunks at the end of a document are not trained on; they still serve as a next text."""
     max_chunks: int | None = None
     """Train on a seeded sample of this many chunks."""
     targets: Literal["unique", "all"] = "unique"

@@ -315,9 +315,8 @@ def test_steps_come_from_epochs_rounded_up() -> None:
     def config(**changes: Any) -> AdaptConfig:
         return adapt_config(Path("b"), Path("c"), Path("o"), **{"steps": None, "batch_size": 4, **changes})
 
-    assert steps_for(config(), 9, 1) == 3
-    assert steps_for(config(epochs=2.5), 9, 1) == 6
-    assert steps_for(config(accumulation=2), 9, 1) == 2
-    assert steps_for(config(), 9, 2) == 2
-    assert steps_for(config(epochs=0.0), 9, 1) == 1
-    assert steps_for(config(steps=7), 9, 1) == 7
+    assert steps_for(config(), 9) == 3
+    assert steps_for(config(epochs=2.5), 9) == 6
+    assert steps_for(config(accumulation=2), 9) == 2
+    assert steps_for(config(epochs=0.0), 9) == 1
+    assert steps_for(config(steps=7), 9) == 7

@@ -14,7 +14,7 @@ from llara.templates import BoundTemplate
 from llara.training.chunks import ChunkStore, fingerprint, prepare_chunks
 from llara.training.lora import add_lora, merge_lora
 from llara.training.objective import NAMES, AdaptModule, Plan, Prompts, collate
-from llara.training.trainer import Batch, JobTrainer, steps_for, world_size
+from llara.training.trainer import Batch, JobTrainer, require_one_process, steps_for
 from llara.training.workspace import TrainResult, Workspace, finished, identity_of
 
 
@@ -33,6 +33,7 @@ def adapt(config: AdaptConfig) -> TrainResult:
         ModelError: A model that cannot be adapted; says why.
         StorageError: The output belongs to another configuration, or the disk is full.
     """
+    require_one_process("adapt")
     torch.manual_seed(config.seed)
     model = load_model(config, for_training=True, new_template=True)
     plan = _plan(config, model)
@@ -49,7 +50,7 @@ def adapt(config: AdaptConfig) -> TrainResult:
         prompts = Prompts(template.passage, template.query, model.pad_id)
         source = ChunkBatches(chunks, prompts, plan, config)
         peft_model = add_lora(model, config) if config.lora_rank else None
-        steps = steps_for(config, source.rows, world_size())
+        steps = steps_for(config, source.rows)
         module = AdaptModule(model, prompts, plan)
         trainer = JobTrainer(module, source, config, work.folder, steps, f"adapt ({config.objective})")
         log = trainer.run()

@@ -14,7 +14,7 @@ from llara.batching import shuffled_positions
 from llara.config import FinetuneConfig
 from llara.contract import Contract
 from llara.data import read_examples
-from llara.errors import ConfigError, DataError
+from llara.errors import DataError
 from llara.loading import load_model
 from llara.losses.contrast import info_nce
 from llara.model import EmbeddingModel
@@ -22,7 +22,7 @@ from llara.progress import note
 from llara.records import Example, Passage
 from llara.training.chunks import fingerprint
 from llara.training.lora import add_lora, merge_lora
-from llara.training.trainer import Batch, JobTrainer, TrainModule, steps_for, world_size
+from llara.training.trainer import Batch, JobTrainer, TrainModule, require_one_process, steps_for
 from llara.training.workspace import TrainResult, Workspace, finished, identity_of
 
 
@@ -41,8 +41,7 @@ def finetune(config: FinetuneConfig) -> TrainResult:
         ModelError: A model that cannot be loaded.
         StorageError: The output belongs to another configuration, or the disk is full.
     """
-    if world_size() > 1:
-        raise ConfigError("finetune runs in one process for now; start it without torchrun or accelerate launch")
+    require_one_process("finetune")
     torch.manual_seed(config.seed)
     model = load_model(config, for_training=True)
     base = model.fingerprint
@@ -58,7 +57,7 @@ def finetune(config: FinetuneConfig) -> TrainResult:
         source = ExampleBatches(examples, model, config)
         peft_model = add_lora(model, config) if config.lora_rank else None
         freeze_head(model)
-        steps = steps_for(config, len(examples), 1)
+        steps = steps_for(config, len(examples))
         note(f"{len(examples):,} examples, {steps:,} steps of {config.batch_size * config.accumulation} queries")
         trainer = JobTrainer(FinetuneModule(model, config), source, config, work.folder, steps, "finetune")
         log = trainer.run()

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
 from llara.config import TrainConfig
-from llara.errors import LlaraError
+from llara.errors import ConfigError, LlaraError
 from llara.progress import Progress, note
 from llara.training import checkpoint
 
@@ -263,12 +263,16 @@ def _arguments(config: TrainConfig, folder: Path, steps: int) -> TrainingArgumen
     )
 
 
-def steps_for(config: TrainConfig, rows: int, world: int) -> int:
+def steps_for(config: TrainConfig, rows: int) -> int:
     """Returns the optimizer steps of a run: as configured, or what its epochs come to, rounded up."""
-    per_step = config.batch_size * config.accumulation * world
-    return config.steps or max(math.ceil(config.epochs * rows / per_step), 1)
+    return config.steps or max(math.ceil(config.epochs * rows / (config.batch_size * config.accumulation)), 1)
 
 
-def world_size() -> int:
-    """Returns the number of processes that train together."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+def require_one_process(job: str) -> None:
+    """Refuses a start by torchrun: work folder and in-batch negatives are those of one process for now.
+
+    Raises:
+        ConfigError: Several processes were started.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(f"{job} runs in one process for now; start it without torchrun or accelerate launch")
