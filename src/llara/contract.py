@@ -147,7 +147,7 @@ def check_files(folder: Path, record: Mapping[str, Any], *, full: bool) -> int:
     """
     hashed = 0
     if full and read_bytes(folder / FILE_NAME) != json_bytes(record):  # the digest does not see white space
-        raise StorageError(folder / FILE_NAME, "is damaged: its bytes are not those that were written")
+        raise StorageError(folder / FILE_NAME, "is not as it was written, though its settings are the same")
     for name, entry in record["files"].items():
         complete = full or (entry["bytes"] <= SMALL_FILE and not name.endswith(".safetensors"))
         check_file(folder / name, FileRecord(entry["bytes"], entry["sha256"]), full=complete)
