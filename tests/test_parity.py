@@ -7,7 +7,7 @@ from torch import Tensor
 from llara.contract import Contract
 from llara.errors import ModelError
 from llara.model import EmbeddingModel
-from llara.parity import check_branches, probe_length
+from llara.parity import check_branches, check_head, probe_length
 from llara.templates import RELEASE, Template
 from tests import tiny
 
@@ -117,7 +117,7 @@ def test_head_gives_the_logits_of_the_model(family: str, changes: dict[str, Any]
         if changes:
             bare = model.lm.get_output_embeddings()(model.trunk(input_ids=ids, attention_mask=None))
             assert float((bare - expected).abs().max()) > 0.1
-    check(model)  # does not refuse
+    check_head(model)  # does not refuse
 
 
 def test_unknown_scaling_of_the_logits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +131,7 @@ def test_unknown_scaling_of_the_logits_is_refused(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(type(model.lm), "forward", scaled)
     with pytest.raises(ModelError, match=r"tiny llama: its logits are not its LM head .*a scaling that llara does not"):
-        check(model)
+        check_head(model)
 
 
 def test_not_a_number_is_no_agreement() -> None:

@@ -4,6 +4,7 @@ A prepared mask can be wrong without an error: eager attention adds a boolean ma
 sliding windows off, and ALiBi takes its distances from the mask's shape. Comparing is safer than a list of names.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -46,35 +47,76 @@ def check_branches(model: EmbeddingModel, template: BoundTemplate, text_length: 
         text_length: The longest text that the job will make, in tokens.
 
     Raises:
-        ModelError: Even a branch run alone depends on the padding beside it, so the model cannot be adapted here; or
-            its LM head is not the one that its logits come from.
+        ModelError: Even a branch run alone depends on the padding beside it, so the model cannot be adapted here.
     """
-    length = probe_length(model, text_length)
-    generator = torch.Generator().manual_seed(0)
-    vocabulary = int(model.lm.config.get_text_config().vocab_size)
-    texts = [
-        [*template.query.prefix, *torch.randint(vocabulary, (size,), generator=generator).tolist()]
-        for size in (length, max(length // 2, 1))
-    ]
-    alone = {name: [_alone(model, text, side.suffix, side.slots) for text in texts] for name, side in _sides(template)}
-    tolerance = TOLERANCE.get(next(model.lm.parameters()).dtype, 1e-1)
-    _check_padding(model, template, texts, alone, tolerance)
-    _check_head(model, texts[1], tolerance)
+    alone = check_padding(model, template, text_length)
     try:
-        together = _together(model, template, texts)
+        together = _together(model, template, _texts(model, template.query.prefix, text_length))
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         return Parity(False, f"a prepared mask fails in this model ({type(error).__name__})")
     worst = max(_difference(together[name], alone[name]) for name in alone)
-    return Parity(worst <= tolerance, f"branches of one pass and of two differ by {worst:.1e}")
+    return Parity(worst <= _tolerance(model), f"branches of one pass and of two differ by {worst:.1e}")
+
+
+@torch.no_grad()
+def check_padding(model: EmbeddingModel, template: BoundTemplate, text_length: int) -> dict[str, list[Tensor]]:
+    """Compares texts in one padded batch with each text alone; returns the slots' states alone, by branch.
+
+    Raises:
+        ModelError: They differ, so the model's vectors would depend on what else is in a batch.
+    """
+    alone = {}
+    for name, side in _sides(template):
+        rows = [[*text, *side.suffix] for text in _texts(model, side.prefix, text_length)]
+        alone[name] = [_alone(model, row, side.slots) for row in rows]
+        ids, lengths = model.pad(rows)
+        states = model.trunk(input_ids=ids, attention_mask=None)
+        worst = _difference(list(slot_states(states, lengths, side.slots)), alone[name])
+        if not worst <= _tolerance(model):
+            raise ModelError(
+                f"{model.name}: its vectors depend on the padding beside a text (difference {worst:.1e}), "
+                "so it cannot be trained in batches here; is it a causal decoder?"
+            )
+    return alone
+
+
+@torch.no_grad()
+def check_head(model: EmbeddingModel) -> None:
+    """Compares `model.head` on the last hidden state with the logits that the model itself gives.
+
+    Raises:
+        ModelError: They differ: something that llara does not know of stands between the two.
+    """
+    ids = torch.tensor([_texts(model, (), USUAL_PROBE)[1]], device=model.device)
+    expected = model.lm(input_ids=ids, use_cache=False).logits[0, -1:].float()
+    found = model.head(model.trunk(input_ids=ids, attention_mask=None)[0, -1:]).float()
+    worst = _difference([found], [expected])
+    if not worst <= _tolerance(model):
+        raise ModelError(
+            f"{model.name}: its logits are not its LM head on its last hidden state (difference {worst:.1e}); "
+            "a scaling that llara does not know of stands between them"
+        )
+
+
+def _texts(model: EmbeddingModel, prefix: Sequence[int], text_length: int) -> list[list[int]]:
+    """Returns two rows of random tokens, a long one and one of half its length; the same ones at every call."""
+    length = probe_length(model, text_length)
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = int(model.lm.config.get_text_config().vocab_size)
+    sizes = (length, max(length // 2, 1))
+    return [[*prefix, *torch.randint(vocabulary, (size,), generator=generator).tolist()] for size in sizes]
+
+
+def _tolerance(model: EmbeddingModel) -> float:
+    return TOLERANCE.get(next(model.lm.parameters()).dtype, 1e-1)
 
 
 def _sides(template: BoundTemplate) -> tuple[tuple[str, BoundSide], ...]:
     return ("self", template.passage), ("next", template.query)
 
 
-def _alone(model: EmbeddingModel, text: list[int], suffix: tuple[int, ...], slots: int) -> Tensor:
-    ids = torch.tensor([[*text, *suffix]], device=model.device)
-    return model.trunk(input_ids=ids, attention_mask=None)[0, -slots:]
+def _alone(model: EmbeddingModel, row: list[int], slots: int) -> Tensor:
+    return model.trunk(input_ids=torch.tensor([row], device=model.device), attention_mask=None)[0, -slots:]
 
 
 def _together(model: EmbeddingModel, template: BoundTemplate, texts: list[list[int]]) -> dict[str, list[Tensor]]:
@@ -95,33 +137,3 @@ def _difference(found: list[Tensor], expected: list[Tensor]) -> float:
         difference = float((left - right).abs().max() / right.abs().max().clamp(min=1e-6))
         worst = max(worst, difference) if difference == difference else float("inf")
     return worst
-
-
-def _check_padding(
-    model: EmbeddingModel,
-    template: BoundTemplate,
-    texts: list[list[int]],
-    alone: dict[str, list[Tensor]],
-    tolerance: float,
-) -> None:
-    for name, side in _sides(template):
-        ids, lengths = model.pad([[*text, *side.suffix] for text in texts])
-        states = model.trunk(input_ids=ids, attention_mask=None)
-        worst = _difference(list(slot_states(states, lengths, side.slots)), alone[name])
-        if not worst <= tolerance:
-            raise ModelError(
-                f"{model.name}: its vectors depend on the padding beside a text (difference {worst:.1e}), "
-                "so it cannot be trained in batches here; is it a causal decoder?"
-            )
-
-
-def _check_head(model: EmbeddingModel, text: list[int], tolerance: float) -> None:
-    ids = torch.tensor([text], device=model.device)
-    expected = model.lm(input_ids=ids, use_cache=False).logits[0, -1:].float()
-    found = model.head(model.trunk(input_ids=ids, attention_mask=None)[0, -1:]).float()
-    worst = _difference([found], [expected])
-    if not worst <= tolerance:
-        raise ModelError(
-            f"{model.name}: its logits are not its LM head on its last hidden state (difference {worst:.1e}); "
-            "a scaling that llara does not know of stands between them"
-        )

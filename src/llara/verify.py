@@ -11,7 +11,7 @@ from llara.config import ModelConfig, VerifyConfig
 from llara.encoding import manifest as corpus
 from llara.encoding.shards import Vectors
 from llara.errors import LlaraError, StorageError
-from llara.files import json_bytes, read_bytes, read_json
+from llara.files import read_bytes, read_json
 from llara.index.base import Manifest
 
 SAMPLE = 16  # vectors that are computed again
@@ -68,8 +68,6 @@ def _verify_model(path: Path) -> VerifyReport:
     file = path / contract.FILE_NAME
     record = contract.read_record(path)
     assert record is not None, "the caller has seen the file"
-    if read_bytes(file) != json_bytes(record):
-        raise StorageError(file, "is not as it was written, though its settings are the same")
     contract.check_files(path, record, full=True)
     load_model(ModelConfig(model=str(path), offline=True))  # runs the probe
     vectors = f"gives the {len(record['probe']['entries'])} vectors it gave when saved"

@@ -8,7 +8,7 @@ from llara.config import AdaptConfig
 from llara.errors import ConfigError, ModelError
 from llara.loading import load_model
 from llara.model import EmbeddingModel
-from llara.parity import check_branches
+from llara.parity import check_branches, check_head, check_padding
 from llara.progress import note
 from llara.templates import BoundTemplate
 from llara.training.chunks import ChunkStore, fingerprint, prepare_chunks
@@ -74,7 +74,9 @@ def _plan(config: AdaptConfig, model: EmbeddingModel) -> Plan:
 
 def _choose_passes(plan: Plan, model: EmbeddingModel, template: BoundTemplate, config: AdaptConfig) -> Plan:
     """Returns the plan with one pass where this model does it right, else with two, and says so."""
+    check_head(model)
     if not plan.shared:
+        check_padding(model, template, config.chunk_length)
         return plan
     parity = check_branches(model, template, config.chunk_length)
     if not parity.one_pass:

@@ -18,6 +18,7 @@ from llara.errors import DataError
 from llara.loading import load_model
 from llara.losses.contrast import info_nce
 from llara.model import EmbeddingModel
+from llara.parity import check_padding
 from llara.progress import note
 from llara.records import Example, Passage
 from llara.training.chunks import fingerprint
@@ -53,6 +54,7 @@ def finetune(config: FinetuneConfig) -> TrainResult:
     examples = read_examples(config.train, config.split)
     if not examples:
         raise DataError(", ".join(map(str, config.train)), None, "holds no training example")
+    check_padding(model, model.bind(), model.contract.passage_length)
     with Workspace(config, identity) as work:
         source = ExampleBatches(examples, model, config)
         peft_model = add_lora(model, config) if config.lora_rank else None
