@@ -10,6 +10,7 @@ line of JSON per cell tells what every child did. All children fork from one pro
 import json
 import os
 import random
+import re
 import signal
 import sys
 import traceback
@@ -49,7 +50,9 @@ class Moments:
     def watch(self, kind: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def watched(*args: Any, **kwargs: Any) -> Any:
             # The second argument of a rename is where the thing goes; a descriptor has no name.
-            named = [Path(str(arg)).name for arg in args[:2] if isinstance(arg, str | Path)]
+            named = [
+                re.sub(r"^\.tmp-\d+-", ".tmp-", Path(str(arg)).name) for arg in args[:2] if isinstance(arg, str | Path)
+            ]
             what = f"{kind} {' '.join(named)}".strip()
             self.tick(f"before {what}")
             result = function(*args, **kwargs)
@@ -128,11 +131,12 @@ CELLS: dict[str, list[list[int | str]]] = {
         [STAGED, "before rename checkpoint-9 checkpoint-9"],  # dies again after it saved step 6 a second time
         ["before torch.save optimizer.pt"],
         ["after rename checkpoint-3 .tmp-checkpoint-3"],  # the oldest is being removed
+        ["before replace .tmp-llara.json llara.json"],  # all files but the contract
         ["before rename model model"],
         ["after rename model model"],  # complete, but not tidied up
         ["before rmdir chunks"],
     ],
-    "finetune": [["after save_file weights.safetensors", STAGED]],
+    "finetune": [["after save_file weights.safetensors"]],
 }
 
 
@@ -140,7 +144,7 @@ def pick(job: str, names: list[str]) -> list[list[int | str]]:
     """Returns the moments at which the cells die: around publishing, and some at random."""
     begun = next(number for number, name in enumerate(names, start=1) if "batch" in name)
     rng = random.Random(0)
-    few = 4 if job == "adapt" else 2
+    few = 3 if job == "adapt" else 1
     return [
         *CELLS[job],
         *([rng.randrange(begun, len(names))] for _ in range(few)),

@@ -16,9 +16,10 @@ from llara.losses.contrast import info_nce
 from llara.model import EmbeddingModel
 from llara.records import Example, Passage
 from llara.retriever import Retriever
-from llara.training.finetune import ExampleBatches, FinetuneModule, finetune
+from llara.training.adapt import adapt
+from llara.training.finetune import ExampleBatches, FinetuneModule, finetune, freeze_head
 from tests import tiny
-from tests.training.helpers import WORDS, finetune_config, sentence, weights, write_lines
+from tests.training.helpers import WORDS, adapt_config, finetune_config, sentence, weights, write_lines
 
 PAIRS = 24
 
@@ -62,6 +63,14 @@ def test_an_untied_head_stays_as_it_is(trained: FinetuneConfig, base: Path) -> N
     assert before.keys() == after.keys()
     assert before["lm_head.weight"].numpy().tobytes() == after["lm_head.weight"].numpy().tobytes()
     assert not torch.equal(before["model.embed_tokens.weight"], after["model.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_only_an_untied_head_is_frozen(tied: bool) -> None:
+    model = tiny.model(tie_word_embeddings=tied)
+    freeze_head(model)
+    frozen = {name for name, value in model.lm.named_parameters() if not value.requires_grad}
+    assert frozen == (set() if tied else {"lm_head.weight"})  # so no checkpoint holds what does not change
 
 
 def test_lengths_are_part_of_the_contract(trained: FinetuneConfig) -> None:
@@ -269,6 +278,8 @@ def test_torchrun_is_refused(base: Path, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="one process for now"):
         finetune(finetune_config(base, tmp_path / "train.jsonl", tmp_path / "out"))
+    with pytest.raises(ConfigError, match="one process for now"):
+        adapt(adapt_config(base, tmp_path / "text.jsonl", tmp_path / "out"))
 
 
 def test_a_collection_is_trained_on_its_split(base: Path, tmp_path: Path) -> None:

@@ -152,6 +152,26 @@ def test_a_nan_loss_stops_before_the_optimizer_moves(tmp_path: Path, poison: int
         assert torch.equal(weights_of(trainer), before)
 
 
+@pytest.mark.parametrize("max_grad_norm", [0.0, 1.0])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_bad_gradient_stops_before_the_optimizer_moves(tmp_path: Path, max_grad_norm: float, value: float) -> None:
+    trainer, _ = trainer_of(tmp_path / "run", steps=3, max_grad_norm=max_grad_norm, save_every=1)
+    spoilt = next(iter(trainer.model.parameters()))
+
+    def spoil(gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * value if trainer.state.global_step == 1 else gradient
+
+    spoilt.register_hook(spoil)
+    with pytest.raises(LlaraError, match=r"the gradient's norm is (nan|inf) at step 2; nothing was updated"):
+        trainer.run()
+    before = weights_of(trainer)
+    assert torch.isfinite(before).all()
+    saved = checkpoint.list_checkpoints(tmp_path / "run")
+    assert [path.name for path in saved] == ["checkpoint-1"]
+    checkpoint.load_weights(trainer.model, saved[0])
+    assert torch.equal(weights_of(trainer), before)
+
+
 def resumed(folder: Path, stop: int, **changes: Any) -> tuple[JobTrainer, Any]:
     """Runs until step `stop` + 1 fails, and returns a trainer that goes on after `stop`."""
     broken, _ = trainer_of(folder, steps=6, poison=stop, save_every=stop, **changes)

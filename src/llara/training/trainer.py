@@ -163,15 +163,23 @@ class JobTrainer(Trainer):
         """Returns this batch's share of the step's loss; distributed training averages over ranks, hence the factor."""
         outputs: tuple[Tensor, Tensor] = model(inputs, num_items_in_batch)
         loss, sums = outputs
-        if not torch.isfinite(loss):
-            raise LlaraError(
-                f"the loss is {float(loss.detach())} at step {self.state.global_step + 1}; "
-                f"nothing was updated with it. Lower --learning-rate, or look at the data; "
-                f"checkpoints are in {self.folder}"
-            )
+        self._require_finite("loss", loss)
         self.sums += sums.double().cpu()
         scaled: Tensor = loss * self.args.world_size
         return scaled
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        # Called between the backward pass and the optimizer's step.
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
+        self._require_finite("gradient's norm", torch.as_tensor(norm))
+        return norm
+
+    def _require_finite(self, name: str, value: Tensor) -> None:
+        if not torch.isfinite(value):
+            raise LlaraError(
+                f"the {name} is {float(value.detach())} at step {self.state.global_step + 1}; nothing was updated "
+                f"with it. Lower --learning-rate, or look at the data; checkpoints are in {self.folder}"
+            )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the parts of the loss to a log entry, and writes it to log.jsonl."""
