@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from llara.config import ModelConfig
 from llara.loading import load_model
@@ -57,6 +58,7 @@ def check_cells(cells: list[dict[str, Any]], folder: Path, save_steps: tuple[int
             assert record(again / name) == record(made / name), (cell["moments"], name)
 
 
+@pytest.mark.slow
 def test_killed_adaptation_equals_an_uninterrupted_one(base: Path, corpus: Path, tmp_path: Path) -> None:
     cells = crash("adapt", base, corpus, tmp_path / "runs")
     check_cells(cells, tmp_path / "runs", (3, 6, 9, 10), 2)
@@ -67,6 +69,7 @@ def test_killed_adaptation_equals_an_uninterrupted_one(base: Path, corpus: Path,
     load_model(ModelConfig(model=str(made), device="cpu", verify=True))
 
 
+@pytest.mark.slow
 def test_killed_finetuning_equals_an_uninterrupted_one(base: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     rows = [
