@@ -11,7 +11,7 @@ from llara import contract as contracts
 from llara.config import ModelConfig
 from llara.contract import Contract
 from llara.errors import ConfigError, ModelError
-from llara.files import sha256_file, write_json_atomic
+from llara.files import TEMPORARY, sha256_file, write_json_atomic
 from llara.hardware import WORKS, probe_torch
 from llara.model import EmbeddingModel
 from llara.progress import note
@@ -68,6 +68,8 @@ def resolve(name: str, *, offline: bool = False, remote_code: bool = False) -> P
         return MINI
     folder = Path(name).expanduser()
     if folder.is_dir():
+        if folder.name.startswith(TEMPORARY):
+            raise ModelError(f"{folder}: was left by a save that did not finish; delete it")
         if not (folder / "config.json").is_file():
             raise ModelError(f"{folder}: holds no model (config.json is missing)")
         return folder

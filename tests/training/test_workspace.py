@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from llara.config import AdaptConfig
+from llara.contract import Contract
 from llara.errors import ConfigError, DataError, StorageError
 from llara.model import EmbeddingModel
 from llara.training import adapt as adapt_module
@@ -22,7 +23,7 @@ def config(tmp_path: Path) -> AdaptConfig:
 
 
 def identity(config: AdaptConfig, **data: str) -> dict[str, Any]:
-    return identity_of(config, "adapt", "f" * 8, data or {"corpus": "c" * 8})
+    return identity_of(config, "adapt", "f" * 8, Contract(), data or {"corpus": "c" * 8})
 
 
 def publish(config: AdaptConfig, model: EmbeddingModel) -> None:
@@ -82,6 +83,8 @@ def test_an_unfinished_run_of_another_configuration_is_refused(config: AdaptConf
         {"device": "cpu:0"},
         {"offline": False},
         {"verify": True},
+        {"model": "moved/base"},
+        {"corpus": (Path("moved.jsonl"),)},
     ],
     ids=lambda changes: next(iter(changes)),
 )
@@ -91,9 +94,15 @@ def test_what_does_not_change_the_weights_is_no_part_of_the_identity(
     assert identity(replace(config, **changes)) == identity(config)
 
 
-@pytest.mark.parametrize("changes", [{"seed": 1}, {"objective": "lm"}, {"accumulation": 2}, {"bos": "no"}])
+@pytest.mark.parametrize("changes", [{"seed": 1}, {"objective": "lm"}, {"accumulation": 2}])
 def test_what_changes_the_weights_is(config: AdaptConfig, changes: dict[str, Any]) -> None:
     assert identity(replace(config, **changes)) != identity(config)
+
+
+def test_another_contract_is_another_model(config: AdaptConfig) -> None:
+    data = {"corpus": "c"}
+    plain, with_bos = (identity_of(config, "adapt", "f", Contract(bos=bos), data) for bos in (False, True))
+    assert plain != with_bos
 
 
 def test_a_foreign_output_is_refused(config: AdaptConfig) -> None:

@@ -37,7 +37,7 @@ def adapt(config: AdaptConfig) -> TrainResult:
     torch.manual_seed(config.seed)
     model = load_model(config, for_training=True, new_template=True)
     plan = _plan(config, model)
-    identity = identity_of(config, "adapt", model.fingerprint, {"corpus": fingerprint(config.corpus)})
+    identity = identity_of(config, "adapt", model.fingerprint, model.contract, {"corpus": fingerprint(config.corpus)})
     earlier = finished(config, identity)
     if earlier is not None:
         return earlier

@@ -47,7 +47,7 @@ def finetune(config: FinetuneConfig) -> TrainResult:
     model = load_model(config, for_training=True)
     base = model.fingerprint
     model.contract = training_contract(model.contract, config)
-    identity = identity_of(config, "finetune", base, {"train": fingerprint(config.train)})
+    identity = identity_of(config, "finetune", base, model.contract, {"train": fingerprint(config.train)})
     earlier = finished(config, identity)
     if earlier is not None:
         return earlier

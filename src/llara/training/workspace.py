@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llara.config import TrainConfig, to_plain
-from llara.contract import FILE_NAME
+from llara.contract import FILE_NAME, Contract
 from llara.errors import ConfigError, DataError, StorageError
 from llara.files import (
     FolderLock,
@@ -27,8 +27,11 @@ from llara.model import EmbeddingModel
 from llara.training.checkpoint import list_checkpoints
 
 RECORD = "training.json"
-# Settings that change neither the weights nor what is learnt from them.
-INCIDENTAL = ("output", "offline", "verify", "device", "save_every", "keep", "log_every", "report_to")
+# Settings that do not decide the weights, and paths whose content is fingerprinted: a moved corpus is the same corpus.
+INCIDENTAL = {
+    *("output", "offline", "verify", "device", "save_every", "keep", "log_every", "report_to", "trust_remote_code"),
+    *("model", "corpus", "train", "template", "bos"),
+}
 
 
 @dataclass(frozen=True)
@@ -41,10 +44,18 @@ class TrainResult:
     reused: bool = False
 
 
-def identity_of(config: TrainConfig, stage: str, base_fingerprint: str, data: Mapping[str, str]) -> dict[str, Any]:
-    """Returns the JSON values that decide the trained weights."""
+def identity_of(
+    config: TrainConfig, stage: str, base_fingerprint: str, contract: Contract, data: Mapping[str, str]
+) -> dict[str, Any]:
+    """Returns the JSON values that decide the trained weights; `contract` is that of the model to be made."""
     settings = {key: value for key, value in to_plain(config).items() if key not in INCIDENTAL}
-    return {"stage": stage, "settings": settings, "base": base_fingerprint, "data": dict(data)}
+    return {
+        "stage": stage,
+        "settings": settings,
+        "base": base_fingerprint,
+        "contract": contract.to_dict(),
+        "data": dict(data),
+    }
 
 
 def finished(config: TrainConfig, identity: Mapping[str, Any]) -> TrainResult | None:
@@ -83,7 +94,11 @@ class Workspace:
     def __enter__(self) -> "Workspace":
         claim_output(self.folder, self.identity, f"unfinished training ({self.identity['stage']})")
         self._lock.__enter__()
-        save_config(self.folder, self.config)
+        try:
+            save_config(self.folder, self.config)
+        except BaseException:
+            self._lock.__exit__()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
