@@ -20,6 +20,7 @@ from llara.files import (
     FolderLock,
     check_file,
     claim_output,
+    confined,
     durability_notes,
     publish_file,
     publish_folder,
@@ -282,3 +283,12 @@ def test_a_lock_that_a_dead_process_left_is_taken_over(tmp_path: Path) -> None:
         assert (tmp_path / ".lock").read_text().startswith(f"process {os.getpid()} on ")
         assert "999999" not in (tmp_path / ".lock").read_text()
     assert names(tmp_path) == []
+
+
+def test_a_record_names_files_of_its_folder_only(tmp_path: Path) -> None:
+    for name in ("manifest.json", "shard-00000.docs.npy", ".hidden", "a..b", "Größe"):
+        assert confined(tmp_path, name) == tmp_path / name
+    for name in ("", ".", "..", "../x", "a/b", "/etc/passwd", "a\\b", "nul\0", None, 3, ["x"]):
+        with pytest.raises(StorageError, match="which is no file name") as caught:
+            confined(tmp_path, name)
+        assert caught.value.path == str(tmp_path)

@@ -66,6 +66,16 @@ def disk_errors(path: Path, needs: int | None = None) -> Iterator[None]:
         raise StorageError(path, f"needs {wanted}, {free_bytes(path.parent):,} are free: {advice}") from error
 
 
+def confined(folder: Path, name: object) -> Path:
+    """Returns the path of a file that a record names, which must be a plain name inside `folder`.
+
+    A name from a JSON file may be anything: one that would lead elsewhere, or is none, is a `StorageError`.
+    """
+    if not isinstance(name, str) or name in ("", ".", "..") or any(char in name for char in "/\\\0"):
+        raise StorageError(folder, f"is damaged: a record in it names {name!r}, which is no file name")
+    return folder / name
+
+
 def free_bytes(folder: Path) -> int:
     """Returns the bytes that this user can still write below `folder`; 0 where that cannot be told."""
     try:

@@ -11,7 +11,7 @@ from llara.config import ModelConfig, VerifyConfig
 from llara.encoding import manifest as corpus
 from llara.encoding.shards import Vectors
 from llara.errors import LlaraError, StorageError
-from llara.files import read_bytes, read_json
+from llara.files import confined, read_bytes, read_json
 from llara.index.base import Manifest
 
 SAMPLE = 16  # vectors that are computed again
@@ -71,7 +71,7 @@ def _verify_model(path: Path) -> VerifyReport:
     contract.check_files(path, record, full=True)
     load_model(ModelConfig(model=str(path), offline=True))  # runs the probe
     vectors = f"gives the {len(record['probe']['entries'])} vectors it gave when saved"
-    return _report(path, "model", [file, *(path / name for name in record["files"])], vectors)
+    return _report(path, "model", [file, *(confined(path, name) for name in record["files"])], vectors)
 
 
 def _verify_corpus(path: Path) -> VerifyReport:
@@ -85,7 +85,7 @@ def _verify_corpus(path: Path) -> VerifyReport:
 
 def _verify_index(path: Path) -> VerifyReport:
     content = Manifest.read(path, verify=True)
-    files = [path / corpus.MANIFEST, *(path / name for name in content.files)]
+    files = [path / corpus.MANIFEST, *(confined(path, name) for name in content.files)]
     documents = path / content.documents
     if documents.parent == path:  # a store of its own; that of a vectors folder is verified there
         files += _corpus_files(documents, corpus.read_manifest(documents))
@@ -93,7 +93,7 @@ def _verify_index(path: Path) -> VerifyReport:
 
 
 def _corpus_files(path: Path, content: dict[str, Any]) -> list[Path]:
-    files = [path / corpus.MANIFEST, *(path / name for name in content["files"])]
+    files = [path / corpus.MANIFEST, *(confined(path, name) for name in content["files"])]
     for entry in content["shards"]:
         shard = corpus.open_sidecar(path, entry)
         files += [shard.path(path, "json"), *(shard.path(path, suffix) for suffix in shard.files)]

@@ -4,9 +4,11 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from llara.encoding.manifest import read_sealed, write_sealed
 from llara.encoding.shards import Vectors, verify_vectors
 from llara.errors import StorageError
 from tests.encoding.helpers import corpus_lines, run, write_corpus
@@ -124,4 +126,35 @@ def test_a_sidecar_of_another_run_is_not_taken(folder: Path, tmp_path: Path) -> 
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     shutil.copy(copy / "shard-00001.json", copy / "shard-00000.json")
     with pytest.raises(StorageError, match=r"shard-00000\.json: is damaged: belongs to shard-00001"):
+        Vectors.open(copy)
+
+
+def outside_file(manifest: dict[str, Any]) -> None:
+    manifest["files"]["../stranger"] = {"bytes": 1, "sha256": ""}
+
+
+def outside_shard(manifest: dict[str, Any]) -> None:
+    manifest["shards"][0]["name"] = "../vectors/shard-00000"
+
+
+@pytest.mark.parametrize("craft", [outside_file, outside_shard])
+def test_a_manifest_that_leads_elsewhere_is_refused(
+    folder: Path, tmp_path: Path, craft: Callable[[dict[str, Any]], None]
+) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "vectors"))
+    content = read_sealed(copy / "manifest.json")
+    craft(content)
+    write_sealed(copy / "manifest.json", content)
+    with pytest.raises(StorageError, match="which is no file name"):
+        Vectors.open(copy)
+
+
+def test_a_sidecar_that_leads_elsewhere_is_refused(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "vectors"))
+    sidecar = read_sealed(copy / "shard-00000.json")
+    sidecar["files"]["x/../../stranger"] = {"bytes": 1, "sha256": ""}
+    manifest = read_sealed(copy / "manifest.json")
+    manifest["shards"][0]["digest"] = write_sealed(copy / "shard-00000.json", sidecar)
+    write_sealed(copy / "manifest.json", manifest)
+    with pytest.raises(StorageError, match="which is no file name"):
         Vectors.open(copy)

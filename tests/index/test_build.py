@@ -9,6 +9,7 @@ import pytest
 
 from llara.config import IndexConfig
 from llara.data import read_rows
+from llara.encoding.manifest import read_sealed, write_sealed
 from llara.encoding.shards import write_vectors
 from llara.errors import ConfigError, DataError, StorageError
 from llara.index.base import Manifest
@@ -163,6 +164,15 @@ def test_a_changed_manifest_is_found(tmp_path: Path, vectors: Path, edit: Callab
     path = tmp_path / "index" / "manifest.json"
     path.write_text(edit(path.read_text()))
     with pytest.raises(StorageError, match=r"manifest\.json: is damaged"):
+        open_index(tmp_path / "index")
+
+
+def test_a_manifest_that_leads_elsewhere_is_refused(tmp_path: Path, vectors: Path) -> None:
+    build_index(IndexConfig(vectors=vectors, output=tmp_path / "index"))
+    content = read_sealed(tmp_path / "index" / "manifest.json")
+    content["files"]["../corpus.jsonl"] = {"bytes": 1, "sha256": ""}
+    write_sealed(tmp_path / "index" / "manifest.json", content)
+    with pytest.raises(StorageError, match="names '../corpus.jsonl', which is no file name"):
         open_index(tmp_path / "index")
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from llara.encoding.arrays import Array, open_array
 from llara.errors import StorageError
-from llara.files import FileRecord, check_file, json_bytes, parse_json, read_bytes, write_atomic
+from llara.files import FileRecord, check_file, confined, json_bytes, parse_json, read_bytes, write_atomic
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -43,7 +43,7 @@ class Shard(NamedTuple):
 
     def path(self, folder: Path, suffix: str) -> Path:
         """Returns the path of one of the shard's files."""
-        return folder / f"{self.name}.{suffix}"
+        return confined(folder, f"{self.name}.{suffix}")
 
 
 def shard_name(number: int) -> str:
@@ -83,12 +83,13 @@ def write_sidecar(folder: Path, shard: Shard) -> str:
 
 def read_sidecar(folder: Path, name: str) -> tuple[Shard, str]:
     """Returns a shard and the digest of its sidecar."""
-    content = read_sealed(folder / f"{name}.json")
+    path = confined(folder, f"{name}.json")
+    content = read_sealed(path)
     digest = content.pop("digest")
     files = {suffix: FileRecord(**record) for suffix, record in content["files"].items()}
     shard = Shard(**{key: value for key, value in content.items() if key in Shard._fields} | {"files": files})
     if shard.name != name:
-        raise StorageError(folder / f"{name}.json", f"is damaged: belongs to {shard.name}")
+        raise StorageError(path, f"is damaged: belongs to {shard.name}")
     return shard, digest
 
 
@@ -128,7 +129,7 @@ def check_folder(folder: Path, manifest: Mapping[str, Any], *, full: bool) -> It
     """Yields what is wrong with the files that a manifest stands for, one error per file."""
     for name, record in manifest["files"].items():
         try:
-            check_file(folder / name, FileRecord(**record), full=full)
+            check_file(confined(folder, name), FileRecord(**record), full=full)
         except StorageError as error:
             yield error
     for entry in manifest["shards"]:
@@ -149,5 +150,5 @@ def check_folder(folder: Path, manifest: Mapping[str, Any], *, full: bool) -> It
 def open_vectors(folder: Path, manifest: Mapping[str, Any], entry: Mapping[str, Any]) -> Array:
     """Returns the vectors of a shard that the manifest lists, [documents, dim], memory-mapped and read-only."""
     identity = manifest["identity"]
-    path = folder / f"{entry['name']}.{VECTORS}"
+    path = confined(folder, f"{entry['name']}.{VECTORS}")
     return open_array(path, identity["vector_dtype"], (entry["documents"], identity["dim"]))

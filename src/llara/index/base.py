@@ -19,7 +19,7 @@ from llara.encoding.arrays import open_array, write_array
 from llara.encoding.manifest import FORMAT, check_folder, read_manifest, read_sealed, write_sealed
 from llara.encoding.manifest import MANIFEST as MANIFEST
 from llara.errors import StorageError
-from llara.files import FileRecord, check_file, read_json, write_atomic
+from llara.files import FileRecord, check_file, confined, read_json, write_atomic
 
 KIND = "index"
 DOCUMENTS = "documents"  # the document store, where the index was built from a corpus
@@ -98,7 +98,7 @@ class Manifest:
         content["files"] = {name: FileRecord(**record) for name, record in content["files"].items()}
         manifest = cls(**{each.name: content[each.name] for each in fields(cls)})
         for name, record in manifest.files.items():
-            check_file(folder / name, record, full=verify)
+            check_file(confined(folder, name), record, full=verify)
         if verify and manifest.documents == DOCUMENTS:
             for error in check_folder(folder / DOCUMENTS, read_manifest(folder / DOCUMENTS), full=True):
                 raise error
