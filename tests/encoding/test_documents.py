@@ -1,12 +1,16 @@
 """The document store by position, by id, and in order."""
 
+import json
+import tracemalloc
+import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from llara.data import parse_document, read_rows
+from llara.data import Row, parse_document, read_rows
 from llara.encoding import documents as store_module
-from llara.encoding.documents import DocumentStore
+from llara.encoding.documents import MAX_DOCUMENT_BYTES, MAX_ROW_BYTES, DocumentStore, document_line
 from llara.encoding.shards import write_documents
 from llara.errors import StorageError
 from llara.records import Document
@@ -100,3 +104,68 @@ def test_a_folder_that_is_no_store_is_said(tmp_path: Path) -> None:
         DocumentStore.open(tmp_path)
     with pytest.raises(StorageError, match=r"holds no manifest\.json"):
         DocumentStore.open(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("kind", "data"),
+    [
+        ("tsv", b"d\t" + b"\x01" * 5000),
+        ("text", b"d\n" + b'\x1f"\\' * 5000),
+        ("json", b'{"_id":"d","text":"t","m":[' + b"9e15," * 5000 + b"1]}"),
+        ("json", b'{"_id":"d","text":"t","m":[' + b"1e999," * 5000 + b"1]}"),
+        ("json", b'{"_id":1e15,"question":"q","answer":"' + b"\\u0001" * 5000 + b'"}'),
+        ("json", json.dumps({"_id": "d", "text": "漢字 Größe " * 2000}, ensure_ascii=False).encode()),
+    ],
+)
+def test_no_row_grows_beyond_what_a_block_may_hold(kind: str, data: bytes) -> None:
+    allowed = MAX_DOCUMENT_BYTES - 6 * (MAX_ROW_BYTES - len(data))
+    assert len(document_line(parse_document(Row("corpus", 1, data, kind)))) <= allowed
+
+
+def test_a_row_longer_than_the_store_keeps_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llara.encoding.intake.MAX_ROW_BYTES", 200)
+    rows = [*corpus_lines(2), json.dumps({"_id": "long", "text": "x" * 200}).encode()]
+    write_documents(tmp_path / "store", read_rows([write_corpus(tmp_path / "corpus.jsonl", rows)]))
+    assert DocumentStore.open(tmp_path / "store").ids() == ["doc0", "doc1"]
+    assert "bytes; at most 200 are kept" in (tmp_path / "store" / "rejected.jsonl").read_text()
+
+
+def craft(folder: Path, unpacked: bytes, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> DocumentStore:
+    """A store whose checksums all fit, and whose only block holds `unpacked`."""
+    block = zlib.compress(unpacked)
+    table = np.array([[0, 0, zlib.crc32(block)], [COUNT, len(block), 0]], np.int64).T
+    monkeypatch.setattr(store_module, "_pack", lambda documents: ([block], table))
+    write_documents(folder, read_rows([corpus]), shard_size=COUNT)
+    return DocumentStore.open(folder)
+
+
+def test_a_block_made_to_fill_the_memory_is_refused(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "MAX_BLOCK_BYTES", 1 << 20)
+    store = craft(tmp_path / "store", b"[" * (1 << 25), corpus, monkeypatch)
+    tracemalloc.start()
+    try:
+        with pytest.raises(
+            StorageError, match=r"shard-00000\.docs: is damaged: block 0 unpacks to more than 1,048,576"
+        ):
+            store.get(0)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 23
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("unpacked", "said"),
+    [
+        (b"\n" * 100_000, f"does not hold {COUNT} whole lines"),
+        (b"{}\n" * (COUNT - 1) + b"{}", f"does not hold {COUNT} whole lines"),
+        (b"\r" * 100_000 + b"\n" * COUNT, "cannot be read"),
+        (b"[" * 100_000 + b"\n" * COUNT, "cannot be read"),
+    ],
+)
+def test_a_block_of_other_lines_is_refused(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unpacked: bytes, said: str
+) -> None:
+    with pytest.raises(StorageError, match=said):
+        craft(tmp_path / "store", unpacked, corpus, monkeypatch).get(0)

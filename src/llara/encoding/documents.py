@@ -24,6 +24,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from llara.data.lines import MAX_LINE_BYTES
 from llara.encoding.arrays import Array, npy_header, open_array, write_array
 from llara.encoding.manifest import Shard, open_sidecar, read_manifest
 from llara.errors import StorageError
@@ -32,6 +33,11 @@ from llara.records import Document
 
 BLOCK_DOCUMENTS = 32
 BLOCK_BYTES = 1 << 16  # a block ends here too, so that one long neighbour does not slow down every read
+MAX_ROW_BYTES = MAX_LINE_BYTES + (1 << 16)  # of an input row: a line, or a text with its id in front
+# No row grows more than sixfold as it is stored: the worst is a control character of plain text, written as \u0001. The
+# rest is names of fields and the checksum in a pair's id. So nothing that was written here unpacks to more than this.
+MAX_DOCUMENT_BYTES = 6 * MAX_ROW_BYTES + 1024
+MAX_BLOCK_BYTES = BLOCK_BYTES + MAX_DOCUMENT_BYTES  # a block ends with the line that makes it long
 OPEN_SHARDS = 32  # each takes five file descriptors, of which a process often has 1,024
 
 
@@ -223,16 +229,26 @@ class _StoredShard:
         packed = self._docs[start:stop] if 0 <= start < stop else b""
         if len(packed) != stop - start or zlib.crc32(packed) != crc:
             raise self._damage("docs", f"block {number} does not fit its checksum in {self.path['docs.npy'].name}")
+        first, last = int(self._table[0, number]), int(self._table[0, number + 1])
         try:
-            rows = [json.loads(line) for line in zlib.decompress(packed).splitlines()]
+            rows = [json.loads(line) for line in self._unpack(packed, number, last - first)]
             documents = [Document(r["id"], r["text"], r.get("title", ""), r.get("metadata", {})) for r in rows]
-        except (zlib.error, ValueError, KeyError, TypeError) as error:
+        except (zlib.error, ValueError, KeyError, TypeError, RecursionError) as error:
             raise self._damage("docs", f"block {number} cannot be read ({error})") from error
         # The table, the block and the ids must agree, or a damaged table would hand out a neighbour.
-        first, last = int(self._table[0, number]), int(self._table[0, number + 1])
         if not 0 <= first < last <= self.rows or self.ids(first, last) != [document.id for document in documents]:
             raise self._damage("docs.npy", f"block {number} does not hold rows {first} to {last - 1}")
         return documents
+
+    def _unpack(self, packed: bytes, number: int, count: int) -> list[bytes]:
+        """Returns the `count` lines of a block. Memory stays bounded also where a block was made to fill it."""
+        unpacker = zlib.decompressobj()
+        lines = unpacker.decompress(packed, MAX_BLOCK_BYTES + 1)
+        if len(lines) > MAX_BLOCK_BYTES:
+            raise self._damage("docs", f"block {number} unpacks to more than {MAX_BLOCK_BYTES:,} bytes")
+        if not unpacker.eof or not lines.endswith(b"\n") or lines.count(b"\n") != count:
+            raise self._damage("docs", f"block {number} does not hold {count} whole lines")
+        return lines[:-1].split(b"\n")
 
     def _damage(self, suffix: str, what: str) -> StorageError:
         return StorageError(self.path[suffix], f"is damaged: {what}; run llara verify on the folder")

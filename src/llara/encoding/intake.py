@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from llara.data import Row, parse_document
+from llara.encoding.documents import MAX_ROW_BYTES
 from llara.errors import DataError, StorageError
 from llara.files import disk_errors, free_bytes
 from llara.records import Document
@@ -109,6 +110,9 @@ def sift_rows(batch: Sequence[Row], start: int, seen: FirstSeen) -> tuple[list[D
     rejected: list[dict[str, Any]] = []
     for number, row in enumerate(batch, start + 1):
         try:
+            # A paragraph of SQuAD JSON is no line, so its length was not limited when it was read.
+            if len(row.data) > MAX_ROW_BYTES:
+                raise DataError(row.path, row.line, f"has {len(row.data):,} bytes; at most {MAX_ROW_BYTES:,} are kept")
             parsed.append((number, row, parse_document(row)))
         except DataError as error:
             rejected.append({"row": number, "file": row.path, "line": row.line, "reason": error.reason})
