@@ -12,7 +12,7 @@ import llara.retriever
 from llara.config import EncodeConfig
 from llara.encoding.encode import encode
 from llara.encoding.shards import Vectors
-from llara.errors import DataError, StorageError
+from llara.errors import ConfigError, DataError, StorageError
 from tests.encoding.helpers import corpus_lines, tree, write_corpus
 
 
@@ -104,6 +104,21 @@ def test_a_token_budget_may_change_and_a_length_may_not(config: EncodeConfig, re
     assert Vectors.open(config.output).fingerprint == fingerprint
     with pytest.raises(StorageError, match="passage_length was 160, is now 99"):
         encode(changed(config, passage_length=99))
+
+
+def test_a_corrected_command_goes_through(
+    config: EncodeConfig, retriever: FakeRetriever, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ConfigError("--passage-length: 3 leaves no room for text")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FakeRetriever, "encode_passages", refuse)
+        with pytest.raises(ConfigError, match="no room"):
+            encode(changed(config, passage_length=3))
+    assert encode(config) == (config.output, 4, 3, 24, 1, 0)
+    with pytest.raises(StorageError, match="passage_length was 160, is now 3"):
+        encode(changed(config, passage_length=3))
 
 
 def test_faults_are_found_before_a_model_is_loaded(

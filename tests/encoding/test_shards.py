@@ -224,6 +224,32 @@ def test_vectors_too_large_for_float16_are_not_stored_as_infinity(corpus: Path, 
         run(corpus, output, vector_dtype="float16", encode=lambda documents: FakeEncoder()(documents) * 1e6)
 
 
+def test_a_corrected_command_may_follow_one_that_finished_nothing(corpus: Path, output: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="--vector-dtype float32"):
+        run(corpus, output, vector_dtype="float16", encode=lambda documents: FakeEncoder()(documents) * 1e6)
+    (output / "shard-00000.npy").write_bytes(b"of a shard that was not finished")
+    corrected = {"identity": {**IDENTITY, "passage_length": 99}, "extras": {"config.toml": b"corrected"}}
+    assert run(corpus, output, **corrected) == (4, 35, 0, 0)
+    run(corpus, tmp_path / "alone", **corrected)
+    assert tree(output) == tree(tmp_path / "alone")
+
+
+def test_one_finished_shard_binds_the_folder(corpus: Path, output: Path) -> None:
+    def broken(documents: list[Any]) -> np.ndarray[Any, Any]:
+        return FakeEncoder()(documents) * (np.nan if documents[0].id == "doc10" else 1)
+
+    with pytest.raises(ModelError, match="nothing of this shard was kept"):
+        run(corpus, output, encode=broken)
+    before = tree(output)
+    assert 'vector_dtype was "float32", is now "float16"' in refusal(corpus, output, vector_dtype="float16")
+    assert tree(output) == before
+    # Nor does a complete folder become free where somebody deleted its sidecars.
+    run(corpus, output)
+    for sidecar in output.glob("shard-*.json"):
+        sidecar.unlink()
+    assert 'vector_dtype was "float32", is now "float16"' in refusal(corpus, output, vector_dtype="float16")
+
+
 def test_a_second_encoder_is_refused(corpus: Path, output: Path) -> None:
     with FolderLock(output):
         assert "is being written by process" in refusal(corpus, output)

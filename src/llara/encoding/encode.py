@@ -30,6 +30,7 @@ class EncodeResult(NamedTuple):
 def encode(config: EncodeConfig) -> EncodeResult:
     """Encodes a corpus into a vectors folder; a run that was stopped goes on where it was, with identical bytes.
 
+    A folder without a finished shard is free for another configuration, such as the corrected one after a mistake.
     Bad rows are skipped, counted, and listed in `rejected.jsonl` of the folder.
 
     Raises:

@@ -180,7 +180,9 @@ class _Writer:
         found = read_sealed(path)
         if found["kind"] != self.job.kind:
             raise StorageError(self.folder, f"holds {found['kind']}, not {self.job.kind}; choose another --output")
-        refuse_differences(self.folder, found["identity"], opening["identity"])
+        if found["state"] == "complete" or any(self.folder.glob("shard-*.json")):
+            refuse_differences(self.folder, found["identity"], opening["identity"])
+        # Else nothing was finished, so a corrected command may follow one that failed: no work is at stake.
         remove_leftovers(self.folder)
         if found["state"] == "complete":
             self.complete = found
