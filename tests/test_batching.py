@@ -92,7 +92,11 @@ def test_windowed_batches_hold_rows_of_similar_length() -> None:
     assert order != sorted(order)
 
 
-def test_windowed_batches_of_fewer_rows_than_a_window_go_around() -> None:
-    batches = WindowedBatches(some_lengths(5), 4, seed=0, window=5)
-    rows = np.concatenate([batches.batch(number) for number in range(5)])
-    assert np.bincount(rows, minlength=5).tolist() == [4] * 5
+@pytest.mark.parametrize(("rows", "size", "window"), [(5, 4, 5), (100, 32, 16), (97, 4, 3), (3, 8, 2)])
+def test_every_pass_holds_every_row_once(rows: int, size: int, window: int) -> None:
+    batches = WindowedBatches(some_lengths(rows), size, seed=0, window=window)
+    assert batches.per_pass == -(-rows // size)
+    for number in range(3):
+        parts = [batches.batch(number * batches.per_pass + place) for place in range(batches.per_pass)]
+        assert sorted(np.concatenate(parts).tolist()) == list(range(rows))
+        assert all(0 < len(part) <= size for part in parts)

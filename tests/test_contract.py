@@ -73,9 +73,44 @@ def resealed(record: dict[str, Any], **changes: Any) -> dict[str, Any]:
 def test_record_of_an_untouched_folder(folder: Path) -> None:
     record = read_record(folder)
     assert record is not None
-    assert sorted(record["files"]) == folder_files(folder) == ["config.json", "model.safetensors", "tokenizer.json"]
-    assert check_files(folder, record, full=False) == 2 + 8
-    assert check_files(folder, record, full=True) == 2 + 8 + 200
+    names = ["README.md", "config.json", "model.safetensors", "tokenizer.json"]
+    assert sorted(record["files"]) == folder_files(folder) == names
+    assert check_files(folder, record, full=False) == 5 + 2 + 8
+    assert check_files(folder, record, full=True) == 5 + 2 + 8 + 200
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"probe": "x"}, "probe is no dict"),
+        ({"probe": {"dtype": "int8", "entries": []}}, "probe is no list of texts"),
+        ({"probe": {"dtype": "float32", "entries": [{"side": "query"}]}}, "probe is no list of texts"),
+        ({"files": []}, "files is no dict"),
+        ({"files": {"config.json": 2}}, "files.config.json has no size"),
+        ({"has_head": 1}, "has_head is no bool"),
+        ({"contract": {**Contract().to_dict(), "query_length": "64"}}, "contract.query_length is no length"),
+        ({"contract": {**Contract().to_dict(), "template": None}}, "contract.template is no object"),
+    ],
+)
+def test_record_of_another_form_is_refused_although_its_digest_is_right(
+    folder: Path, changes: dict[str, Any], message: str
+) -> None:
+    record = read_record(folder)
+    assert record is not None
+    write(folder, resealed(record, **changes))
+    with pytest.raises(ModelError, match=message):
+        read_record(folder)
+
+
+@pytest.mark.parametrize("name", ["../config.json", "/dev/zero", "a/b.json", ".."])
+def test_record_that_names_files_elsewhere(folder: Path, name: str) -> None:
+    record = read_record(folder)
+    assert record is not None
+    write(folder, resealed(record, files={name: {"bytes": 0, "sha256": ""}}))
+    found = read_record(folder)
+    assert found is not None
+    with pytest.raises(StorageError, match="which is no file name"):
+        check_files(folder, found, full=False)
 
 
 def test_digest_does_not_depend_on_the_order_of_keys() -> None:
@@ -176,7 +211,7 @@ def test_stranger_files_are_refused(folder: Path, name: str) -> None:
 
 
 def test_files_that_loading_never_reads_are_no_strangers(folder: Path) -> None:
-    for name in ("NOTES.md", "training.json", "picture.png"):
+    for name in ("NOTES.md", "log.jsonl", "picture.png"):
         (folder / name).write_text("{}")
     check(folder, full=True)
 

@@ -31,7 +31,7 @@ def test_folder_that_is_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize("offline", [True, False])
 def test_hub_id_that_cannot_be_fetched_names_the_command(offline: bool) -> None:
     message = (
-        r"^nobody/no-such-model: neither a folder here nor in the hub's cache, and it could not be fetched "
+        r"^nobody/no-such-model: neither a folder here nor in the hub's cache \(.+\), and it could not be fetched "
         r"\(\w+\); get it with: hf download nobody/no-such-model$"
     )
     with pytest.raises(ModelError, match=message):
@@ -53,8 +53,9 @@ def test_network_that_breaks_names_the_command(monkeypatch: pytest.MonkeyPatch) 
 def test_hub_id_takes_no_pickle_and_code_only_when_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[Any] = []
 
-    def record(name: str, *, allow_patterns: list[str], local_files_only: bool) -> str:
+    def record(name: str, *, allow_patterns: list[str], ignore_patterns: list[str], local_files_only: bool) -> str:
         asked.append((name, "*.py" in allow_patterns, "*.safetensors" in allow_patterns, local_files_only))
+        assert "consolidated*" in ignore_patterns
         assert not {"*", "*.bin", "*.pt", "*.pkl"} & set(allow_patterns)
         return str(tmp_path)
 

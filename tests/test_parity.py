@@ -143,11 +143,20 @@ def test_not_a_number_is_no_agreement() -> None:
 
 
 def test_probe_goes_beyond_a_window_and_never_beyond_the_job() -> None:
-    assert probe_length(tiny.model("llama"), 96) == 96
-    assert probe_length(tiny.model("llama"), 100_000) == 1024
-    assert probe_length(tiny.model("mistral", sliding_window=4096), 96) == 96
-    assert probe_length(tiny.model("mistral", sliding_window=4096), 100_000) == 4104
-    assert probe_length(tiny.model("mistral", sliding_window=10**6), 100_000) == 8192
+    def length(family: str, text_length: int, **changes: Any) -> int:
+        return probe_length(tiny.model(family, **{"max_position_embeddings": 10**6, **changes}), text_length)
+
+    assert length("llama", 96) == 96
+    assert length("llama", 100_000) == 1024
+    assert length("mistral", 96, sliding_window=4096) == 96
+    assert length("mistral", 100_000, sliding_window=4096) == 4104
+    assert length("mistral", 100_000, sliding_window=10**6) == 8192
+
+
+def test_probe_leaves_room_for_the_template_where_positions_end() -> None:
+    assert probe_length(tiny.model("gpt2", n_positions=40), 100, overhead=7) == 33
+    check(tiny.model("gpt2", n_positions=40))
+    check_head(tiny.model("gpt2", n_positions=40))
 
 
 def test_own_template_with_prefix() -> None:

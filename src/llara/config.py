@@ -4,7 +4,8 @@ A field's docstring is its `--help` text. A configuration checks itself when it 
 """
 
 import json
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +30,15 @@ class JobConfig:
 
     def problems(self) -> list[str]:
         """Returns every setting that cannot be right, as `--flag: what is wrong`."""
-        return []
+        return self._not_finite()
+
+    def _not_finite(self) -> list[str]:
+        numbers = {field.name: getattr(self, field.name) for field in fields(self)}
+        return [
+            f"--{name.replace('_', '-')}: must be a finite number, got {value}"
+            for name, value in numbers.items()
+            if isinstance(value, float) and not math.isfinite(value)
+        ]
 
     def _at_least(self, minimum: float, *names: str) -> list[str]:
         return [
@@ -57,9 +66,10 @@ class ModelConfig(JobConfig):
     bos: Literal["auto", "yes", "no"] = "auto"
     """Start every text with the BOS token; auto: what the model folder says, else what the tokenizer does by itself."""
     dtype: Dtype = "auto"
-    """Weights while running; auto: float32 on CPU, bfloat16 on a GPU that has it."""
+    """Weights while running; auto: float32 on CPU, bfloat16 on a GPU that has it.
+    All weights trained (no LoRA): auto keeps them float32, and computes in bfloat16 on such a GPU."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
+    """auto, cpu, cuda, cuda:1, mps; training takes the first GPU that it sees."""
     trust_remote_code: bool = False
     """Run Python code that the model folder brings along. Only for folders whose code you have read."""
 
@@ -109,11 +119,18 @@ class TrainConfig(ModelConfig):
 
     def problems(self) -> list[str]:
         """See `JobConfig.problems`."""
+        problems = super().problems()
+        if self.dtype == "float16":
+            problems.append("--dtype: float16 cannot be trained without loss scaling; use float32, bfloat16 or auto")
+        if self.device.startswith("cuda:") and self.device != "cuda:0":
+            problems.append(
+                f"--device: training takes the first GPU; choose one with CUDA_VISIBLE_DEVICES={self.device[5:]}"
+            )
         return [
-            *super().problems(),
+            *problems,
             *([] if self.model else ["--model: is required (a folder, a hub id, or mini)"]),
             *self._at_least(1, "steps", "batch_size", "accumulation", "save_every", "keep", "log_every"),
-            *self._at_least(0, "epochs", "learning_rate", "weight_decay", "max_grad_norm", "lora_rank"),
+            *self._at_least(0, "epochs", "learning_rate", "weight_decay", "max_grad_norm", "lora_rank", "seed"),
             *self._within(0, 1, "warmup", "lora_dropout"),
         ]
 
@@ -141,8 +158,12 @@ class AdaptConfig(TrainConfig):
 
     def problems(self) -> list[str]:
         """See `JobConfig.problems`."""
+        alone = (
+            [] if self.objective != "lm" or not self.lm_weight else ["--lm-weight: adds to ebae and ebar, not to lm"]
+        )
         return [
             *super().problems(),
+            *alone,
             *([] if self.corpus else ["--corpus: is required"]),
             *self._at_least(1, "chunk_length", "min_chunk_length", "max_chunks"),
             *self._at_least(0, "lm_weight", "loss_scale"),
@@ -310,8 +331,8 @@ class VerifyConfig(JobConfig):
 class DemoConfig(JobConfig):
     """The whole job on the documentation strings of the installed packages, with the model inside the package."""
 
-    output: Path = Path("llara-demo")
-    """Folder for everything the demo makes; a second run resumes."""
+    output: Path | None = None
+    """Folder for everything the demo makes; a second run resumes. Default: llara-demo, with -fast or -full."""
     fast: bool = False
     """A smaller sample: under two minutes."""
     full: bool = False

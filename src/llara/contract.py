@@ -13,13 +13,15 @@ from typing import Any
 
 from llara import __version__
 from llara.errors import ModelError, StorageError
-from llara.files import FileRecord, check_file, json_bytes, read_bytes, read_json, sha256_file
+from llara.files import FileRecord, check_file, confined, json_bytes, read_bytes, read_json, sha256_file
 from llara.templates import PAPER, SideName, Template
 
 FILE_NAME = "llara.json"
 FORMAT, VERSION = "llara-model", 1
 # The files whose change alters token ids or shapes are small: their checksums are recomputed at every load.
 SMALL_FILE = 32 * 2**20
+DTYPES = {"float32", "float16", "bfloat16", "float64"}
+LOADED = {".json", ".safetensors", ".model", ".txt", ".jinja", ".py"}
 
 
 @dataclass(frozen=True)
@@ -89,18 +91,24 @@ def digest(values: Any) -> str:
 
 
 def folder_files(folder: Path) -> list[str]:
-    """Returns the names of the files that make up a model folder, `llara.json` itself left out."""
+    """Returns the names of the files in a model folder, `llara.json` and hidden ones left out."""
     return sorted(
         path.name
         for path in folder.iterdir()
-        if path.is_file()
-        and path.name != FILE_NAME
-        and path.suffix in {".json", ".safetensors", ".model", ".txt", ".jinja"}
+        if path.is_file() and path.name != FILE_NAME and not path.name.startswith(".")
     )
 
 
-def make_record(folder: Path, contract: Contract, probe: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the content of `llara.json` for the files that lie in `folder`."""
+def loaded_files(folder: Path) -> list[str]:
+    """Returns those files of a model folder that decide what is loaded; a model card or a log does not."""
+    return [name for name in folder_files(folder) if Path(name).suffix in LOADED]
+
+
+def make_record(folder: Path, contract: Contract, probe: Mapping[str, Any], *, has_head: bool = True) -> dict[str, Any]:
+    """Returns the content of `llara.json` for the files that lie in `folder`.
+
+    `has_head` is False where the LM head is no trained one: the model was made from a folder without.
+    """
     files = {
         name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_file(folder / name)}
         for name in folder_files(folder)
@@ -110,6 +118,7 @@ def make_record(folder: Path, contract: Contract, probe: Mapping[str, Any]) -> d
         "version": VERSION,
         "llara": __version__,
         "contract": contract.to_dict(),
+        "has_head": has_head,
         "files": files,
         "probe": probe,
     }
@@ -135,7 +144,53 @@ def read_record(folder: Path) -> dict[str, Any] | None:
             f"{path}: was changed after it was saved. The contract belongs to the weights; "
             "train again with other settings, or restore the file"
         )
+    faults = _shape_faults(record)
+    if faults:
+        raise ModelError(f"{path}: is not of the form that llara writes: {', '.join(faults)}")
     return record
+
+
+def _shape_faults(record: Mapping[str, Any]) -> list[str]:
+    """Returns what in a record is not of the type that is read from it; its digest only shows who wrote it last."""
+    faults = [
+        f"{key} is no {kind.__name__}"
+        for key, kind in {"contract": dict, "files": dict, "probe": dict, "has_head": bool}.items()
+        if not isinstance(record.get(key), kind)
+    ]
+    if faults:
+        return faults
+    contract, probe = record["contract"], record["probe"]
+    for key in ("query_length", "passage_length"):
+        if type(contract.get(key)) is not int or contract[key] < 1:
+            faults.append(f"contract.{key} is no length")
+    if not isinstance(contract.get("template"), dict):
+        faults.append("contract.template is no object")
+    if any(type(contract.get(key)) is not bool for key in ("bos", "normalise", "causal")):
+        faults.append("contract.bos, normalise or causal is neither true nor false")
+    for name, entry in record["files"].items():
+        if (
+            not isinstance(entry, dict)
+            or type(entry.get("bytes")) is not int
+            or not isinstance(entry.get("sha256"), str)
+        ):
+            faults.append(f"files.{name} has no size and checksum")
+    entries = probe.get("entries")
+    if probe.get("dtype") not in DTYPES or not isinstance(entries, list) or not all(map(_is_probe_entry, entries)):
+        faults.append("probe is no list of texts with ids and vectors in a known dtype")
+    return faults
+
+
+def _is_probe_entry(entry: Any) -> bool:
+    def numbers(values: Any, kind: type | tuple[type, ...]) -> bool:
+        return isinstance(values, list) and all(isinstance(value, kind) for value in values)
+
+    return (
+        isinstance(entry, dict)
+        and entry.get("side") in ("query", "passage")
+        and isinstance(entry.get("text"), str)
+        and numbers(entry.get("ids"), int)
+        and numbers(entry.get("vector"), (int, float))
+    )
 
 
 def check_files(folder: Path, record: Mapping[str, Any], *, full: bool) -> int:
@@ -150,9 +205,9 @@ def check_files(folder: Path, record: Mapping[str, Any], *, full: bool) -> int:
         raise StorageError(folder / FILE_NAME, "is not as it was written, though its settings are the same")
     for name, entry in record["files"].items():
         complete = full or (entry["bytes"] <= SMALL_FILE and not name.endswith(".safetensors"))
-        check_file(folder / name, FileRecord(entry["bytes"], entry["sha256"]), full=complete)
+        check_file(confined(folder, name), FileRecord(entry["bytes"], entry["sha256"]), full=complete)
         hashed += entry["bytes"] if complete else 0
-    strangers = set(folder_files(folder)) - set(record["files"]) - {"training.json"}
+    strangers = set(loaded_files(folder)) - set(record["files"])
     if strangers:
         raise ModelError(f"{folder}: holds files that were not saved with the model: {', '.join(sorted(strangers))}")
     return hashed

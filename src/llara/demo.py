@@ -112,23 +112,22 @@ def demo(config: DemoConfig) -> DemoResult:
         StorageError: The output folder belongs to something else, or the disk is full.
     """
     mode: Literal["default", "fast", "full"] = "fast" if config.fast else "full" if config.full else "default"
-    claim_output(config.output, {"mode": mode, "seed": config.seed}, "demo")
-    save_config(config.output, config)
+    output = config.output or Path("llara-demo" if mode == "default" else f"llara-demo-{mode}")
+    claim_output(output, {"mode": mode, "seed": config.seed}, "demo")
+    save_config(output, config)
     seconds: dict[str, float] = {}
-    data = config.output / "data"
+    data = output / "data"
     with _stage("documentation strings", seconds):
         documents = write_data(data, SIZES[mode], config.seed)
     with _stage("BM25", seconds):
-        _bm25(config.output, data)
+        _bm25(output, data)
     for arm in ARMS:
-        _arm(arm, config, SIZES[mode], seconds)
+        _arm(arm, output, config.seed, SIZES[mode], seconds)
     with _stage("evaluate", seconds):
-        runs = tuple(config.output / arm / f"{arm}.trec" for arm in (*ARMS, "bm25"))
+        runs = tuple(output / arm / f"{arm}.trec" for arm in (*ARMS, "bm25"))
         # The baseline of every difference is the model without adaptation.
-        table = evaluate(
-            EvaluateConfig(run=runs, qrels=data, metrics=METRICS, output=config.output / "evaluation.json")
-        )
-    return DemoResult(config.output, table, documents, seconds, peak_gigabytes())
+        table = evaluate(EvaluateConfig(run=runs, qrels=data, metrics=METRICS, output=output / "evaluation.json"))
+    return DemoResult(output, table, documents, seconds, peak_gigabytes())
 
 
 @contextmanager
@@ -199,10 +198,10 @@ def _bm25(output: Path, data: Path) -> None:
     search(SearchConfig(index=folder / "index", queries=data, split="test", output=folder / "bm25.trec"))
 
 
-def _arm(arm: str, config: DemoConfig, size: Size, seconds: dict[str, float]) -> None:
+def _arm(arm: str, output: Path, seed: int, size: Size, seconds: dict[str, float]) -> None:
     """Trains and measures one system; whatever an earlier run finished is found and left as it is."""
-    folder, data, model = config.output / arm, config.output / "data", "mini"
-    common: dict[str, Any] = {"device": "cpu", "seed": config.seed, "save_every": 25, "keep": 1, "offline": True}
+    folder, data, model = output / arm, output / "data", "mini"
+    common: dict[str, Any] = {"device": "cpu", "seed": seed, "save_every": 25, "keep": 1, "offline": True}
     if arm != "finetuned":
         model = str(folder / "base")
         with _stage(f"{arm}: adapt", seconds):

@@ -1,5 +1,6 @@
 """Opening a model folder: a saved llara model with its contract, a base model, or a published checkpoint."""
 
+import sys
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -8,16 +9,17 @@ from typing import Any, Literal
 import torch
 
 from llara import contract as contracts
-from llara.config import ModelConfig
+from llara.config import ModelConfig, TrainConfig
 from llara.contract import Contract
 from llara.errors import ConfigError, ModelError
 from llara.files import TEMPORARY, sha256_file, write_json_atomic
 from llara.hardware import WORKS, probe_torch
 from llara.model import EmbeddingModel
 from llara.progress import note
-from llara.templates import Template, load_template
+from llara.templates import BoundTemplate, Template, load_template
 
 MINI = Path(__file__).parent / "assets" / "mini"
+LEAST_QUERY, LEAST_PASSAGE = 32, 96  # tokens of text that a default length leaves room for
 WEIGHTS = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 
 
@@ -30,7 +32,7 @@ def load_model(config: ModelConfig, *, for_training: bool = False, new_template:
     Args:
         config: Names the model, and how to load it.
         for_training: Add the slot tokens that the tokenizer lacks, instead of refusing.
-        new_template: The job may give a saved model another template (adaptation does).
+        new_template: The job may give a saved model another template or BOS setting (training does).
 
     Raises:
         ModelError: No such model, an incomplete or changed folder, or weights that are not safetensors.
@@ -44,9 +46,14 @@ def load_model(config: ModelConfig, *, for_training: bool = False, new_template:
     saved = Contract.from_dict(record["contract"], str(folder / contracts.FILE_NAME)) if record else None
     contract = _agree(saved, config, tokenizer, new_template=new_template)
     lm, has_head = _load_weights(folder, config)
-    fingerprint = record["digest"] if record else _fingerprint(folder, contract)
-    model = EmbeddingModel(lm, tokenizer, saved or contract, fingerprint, config.model)
-    model.has_head = has_head
+    model = EmbeddingModel(
+        lm,
+        tokenizer,
+        saved or contract,
+        record["digest"] if record else lambda: _fingerprint(folder, contract),
+        config.model,
+    )
+    model.has_head = has_head and (record is None or record["has_head"])
     if record is None:
         note(
             f"{config.model}: no {contracts.FILE_NAME} in the folder; "
@@ -54,12 +61,26 @@ def load_model(config: ModelConfig, *, for_training: bool = False, new_template:
         )
     else:
         model.check_probe(record["probe"], folder)
+        if contract != saved:
+            note(f"{config.model}: was saved with other settings; now template {contract.template.name}")
     model.contract = contract  # another one than was saved only where the job may change it
     if for_training:
         model.new_tokens = model.add_missing_tokens()
-    else:
-        model.bind()  # refuses a tokenizer that lacks a slot token now, not at the first batch
+    template = model.bind()  # refuses a tokenizer that lacks a slot token now, not at the first batch
+    if contract != saved:
+        model.contract = with_room(contract, template, model.positions)
     return model
+
+
+def with_room(contract: Contract, template: BoundTemplate, positions: int | None) -> Contract:
+    """Returns the contract with lengths that a new template leaves room in, and that the model has positions for."""
+    query, passage = template.query.overhead, template.passage.overhead
+    limit = positions or sys.maxsize
+    return replace(
+        contract,
+        query_length=min(max(contract.query_length, query + LEAST_QUERY), limit),
+        passage_length=min(max(contract.passage_length, passage + LEAST_PASSAGE), limit),
+    )
 
 
 def resolve(name: str, *, offline: bool = False, remote_code: bool = False) -> Path:
@@ -79,15 +100,19 @@ def resolve(name: str, *, offline: bool = False, remote_code: bool = False) -> P
 
 
 def _download(name: str, *, offline: bool, remote_code: bool) -> Path:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
 
     patterns = [*WEIGHTS, "*.py"] if remote_code else list(WEIGHTS)
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=offline))
+        return Path(
+            snapshot_download(
+                name, allow_patterns=patterns, ignore_patterns=["consolidated*", "*/*"], local_files_only=offline
+            )
+        )
     except Exception as error:  # the hub's client lets errors of its HTTP library through
         raise ModelError(
-            f"{name}: neither a folder here nor in the hub's cache, and it could not be fetched "
-            f"({type(error).__name__}); get it with: hf download {name}"
+            f"{name}: neither a folder here nor in the hub's cache ({constants.HF_HUB_CACHE}), and it could not be "
+            f"fetched ({type(error).__name__}); get it with: hf download {name}"
         ) from error
 
 
@@ -123,6 +148,11 @@ def adds_bos(tokenizer: Any) -> bool:
     """Returns whether the tokenizer puts BOS in front of a text by itself."""
     ids = tokenizer("a")["input_ids"]
     return tokenizer.bos_token_id is not None and bool(ids) and ids[0] == tokenizer.bos_token_id
+
+
+def trains_in_full(config: ModelConfig) -> bool:
+    """Tells whether weights must be float32 although they run in less: small updates vanish in bfloat16 weights."""
+    return isinstance(config, TrainConfig) and config.lora_rank == 0 and config.dtype == "auto"
 
 
 def pick_device(name: str) -> torch.device:
@@ -172,7 +202,7 @@ def _load_weights(folder: Path, config: ModelConfig) -> tuple[Any, bool]:
     try:  # without attn_implementation: SDPA where the model has it, else eager, which `parity` then finds
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=pick_dtype(config.dtype, device),
+            dtype=torch.float32 if trains_in_full(config) else pick_dtype(config.dtype, device),
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
@@ -181,6 +211,8 @@ def _load_weights(folder: Path, config: ModelConfig) -> tuple[Any, bool]:
     except Exception as error:  # a damaged config.json can fail anywhere in transformers
         raise ModelError(f"{folder}: cannot be loaded as a causal language model: {first_line(error)}") from error
     lm, info = loaded
+    if lm.base_model is lm:
+        raise ModelError(f"{folder}: {type(lm).__name__} does not say which part of it lies below the LM head")
     missing = set(info["missing_keys"])
     head = {key for key in missing if key.startswith(("lm_head", "embed_out", "output"))}
     if missing - head or info["mismatched_keys"]:
@@ -207,5 +239,5 @@ def write_contract(folder: Path, contract: Contract) -> None:
 
 def _fingerprint(folder: Path, contract: Contract) -> str:
     """Returns a fingerprint for a folder that has no record: its files' checksums and the contract in use."""
-    files = {name: sha256_file(folder / name) for name in contracts.folder_files(folder)}
+    files = {name: sha256_file(folder / name) for name in contracts.loaded_files(folder)}
     return contracts.digest({"files": files, "contract": contract.to_dict()})

@@ -6,19 +6,23 @@ Rows are always padded on the right: under causal attention no real token can th
 nor position ids are needed, and sliding windows and ALiBi work as the model's own code defines them.
 """
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor
 
 from llara import contract as contracts
 from llara.batching import budget_batches
 from llara.contract import Contract
-from llara.errors import ModelError
-from llara.files import publish_folder, temporary_path, write_json_atomic
+from llara.errors import ConfigError, ModelError, StorageError
+from llara.files import disk_errors, free_bytes, publish_folder, temporary_path, write_json_atomic
 from llara.templates import BoundTemplate, SideName, missing_tokens
 
 OnBatch = Callable[[int], None]
@@ -42,17 +46,26 @@ class EmbeddingModel:
         lm: The transformers model, with its LM head; LoRA layers may be injected into it.
         tokenizer: Its tokenizer.
         contract: How text becomes a vector.
-        fingerprint: SHA-256 that stands for weights, tokenizer and contract as they were loaded.
         name: What the user called the model.
         has_head: Whether the folder held an LM head; adaptation needs one.
         new_tokens: Ids of slot tokens that were added at load, whose embeddings are still to be trained.
     """
 
-    def __init__(self, lm: Any, tokenizer: Any, contract: Contract, fingerprint: str, name: str) -> None:
+    def __init__(
+        self, lm: Any, tokenizer: Any, contract: Contract, fingerprint: str | Callable[[], str], name: str
+    ) -> None:
         self.lm, self.tokenizer, self.contract = lm, tokenizer, contract
-        self.fingerprint, self.name = fingerprint, name
+        self._fingerprint, self.name = fingerprint, name
         self.has_head = True
         self.new_tokens: list[int] = []
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 that stands for weights, tokenizer and contract as they were loaded.
+
+        Of a base model it is computed when first asked for: that reads all its weights once more.
+        """
+        return self._fingerprint if isinstance(self._fingerprint, str) else self._fingerprint()
 
     @property
     def device(self) -> torch.device:
@@ -62,8 +75,15 @@ class EmbeddingModel:
 
     @property
     def dim(self) -> int:
-        """D, the size of a vector."""
-        return int(self.lm.config.get_text_config().hidden_size)
+        """D, the size of a vector: what the LM head takes, which some models project their states down to."""
+        head = self.lm.get_output_embeddings()
+        return int(self.lm.config.get_text_config().hidden_size if head is None else head.weight.shape[-1])
+
+    @property
+    def positions(self) -> int | None:
+        """The longest row that the model has positions for, None where it names no limit."""
+        limit = getattr(self.lm.config.get_text_config(), "max_position_embeddings", None)
+        return limit if isinstance(limit, int) and limit > 0 else None
 
     @property
     def pad_id(self) -> int:
@@ -145,8 +165,9 @@ class EmbeddingModel:
         most = max(counts)
         slots = torch.tensor(counts, device=states.device)[:, None]
         is_slot = torch.arange(most, device=states.device) >= most - slots  # [B, most]
-        weights = is_slot.to(states.dtype) / slots
-        vectors = (slot_states(states, ends, most) * weights[..., None]).sum(dim=1)
+        # In float32, also where the model runs in less: a vector of unit length is one to seven digits.
+        weights = is_slot.float() / slots
+        vectors = (slot_states(states, ends, most).float() * weights[..., None]).sum(dim=1)
         return F.normalize(vectors, dim=-1) if self.contract.normalise else vectors
 
     def encode(
@@ -159,13 +180,35 @@ class EmbeddingModel:
     ) -> Tensor:
         """Returns the vectors of texts, float32 [n, D] on the CPU, without gradients. See `embed`."""
         template = self.bind()
-        rows = template.encode(texts, side, max_length or self.contract.length(side))
+        length = max_length or self.contract.length(side)
+        self.check_length(length, f"a {side} length")
+        rows = template.encode(texts, side, length)
         training = self.lm.training
         self.lm.eval()
         with torch.inference_mode():
             vectors = self.embed(rows, template.side(side).slots, token_budget, on_batch)
         self.lm.train(training)
         return vectors.float().cpu()
+
+    def check_length(self, length: int, what: str) -> None:
+        """Refuses rows that are longer than the model has positions for.
+
+        Raises:
+            ConfigError: They are.
+        """
+        if self.positions is not None and length > self.positions:
+            raise ConfigError(f"{what} of {length} tokens is more than the {self.positions} positions of {self.name}")
+
+    def check_lengths(self) -> None:
+        """Refuses a contract whose lengths leave no room for text, or are beyond the model's positions.
+
+        Raises:
+            ConfigError: They are.
+        """
+        template = self.bind()
+        for side in SIDES:
+            self.check_length(self.contract.length(side), f"a {side} length")
+            template.wrap([], side, self.contract.length(side))
 
     def add_missing_tokens(self) -> list[int]:
         """Adds the slot tokens that the tokenizer lacks, resizes the embeddings, and returns the new ids."""
@@ -190,11 +233,13 @@ class EmbeddingModel:
         """
         staged = temporary_path(folder)  # not tempfile's: its folders cannot be read by others
         staged.mkdir(parents=True)
-        self.lm.save_pretrained(staged, safe_serialization=True)
+        with write_errors(folder):
+            self.lm.save_pretrained(staged, safe_serialization=True)
         self.tokenizer.save_pretrained(staged)
         for name, content in (extra_files or {}).items():
             (staged / name).write_text(content, encoding="utf-8")
-        write_json_atomic(staged / contracts.FILE_NAME, contracts.make_record(staged, self.contract, self.make_probe()))
+        record = contracts.make_record(staged, self.contract, self.make_probe(), has_head=self.has_head)
+        write_json_atomic(staged / contracts.FILE_NAME, record)
         publish_folder(staged, folder)
 
     def make_probe(self) -> dict[str, Any]:
@@ -232,6 +277,23 @@ class EmbeddingModel:
                     f"{folder}: the weights do not give the vectors they gave when saved: "
                     f"largest difference {worst:.2g}, allowed {tolerance:.2g} in {str(now).removeprefix('torch.')}"
                 )
+
+
+@contextmanager
+def write_errors(path: Path) -> Iterator[None]:
+    """Turns what safetensors and torch raise when they cannot write into a `StorageError`: neither is an OSError.
+
+    Both check what they wrote, so unlike FAISS or numpy they leave no short file unnoticed.
+    """
+    try:
+        with disk_errors(path):
+            yield
+    except (SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not re.search("PytorchStreamWriter|inline_container|write", str(error)):
+            raise
+        reason = str(error).strip().partition("\n")[0]
+        free = free_bytes(path.parent)
+        raise StorageError(path, f"cannot be written ({reason}); {free:,} bytes are free") from error
 
 
 def slot_states(states: Tensor, ends: Tensor, count: int) -> Tensor:

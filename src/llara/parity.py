@@ -27,14 +27,16 @@ class Parity(NamedTuple):
     reason: str
 
 
-def probe_length(model: EmbeddingModel, text_length: int) -> int:
+def probe_length(model: EmbeddingModel, text_length: int, overhead: int = 0) -> int:
     """Returns the length of the probe's text: past a sliding window where the job's rows can reach one.
 
     A window that no row of the job is longer than never acts, so a longer probe would refuse a model for nothing.
     """
     window = getattr(model.lm.config.get_text_config(), "sliding_window", None)
     beyond = window + 8 if isinstance(window, int) and window > 0 else 0
-    return min(text_length, LONGEST_PROBE, max(USUAL_PROBE, beyond))
+    # Room for what the template adds is left where the model's positions end.
+    limit = (model.positions or LONGEST_PROBE + overhead) - overhead
+    return max(min(text_length, LONGEST_PROBE, max(USUAL_PROBE, beyond), limit), 2)
 
 
 @torch.no_grad()
@@ -51,7 +53,7 @@ def check_branches(model: EmbeddingModel, template: BoundTemplate, text_length: 
     """
     alone = check_padding(model, template, text_length)
     try:
-        together = _together(model, template, _texts(model, template.query.prefix, text_length))
+        together = _together(model, template, _texts(model, template.query.prefix, text_length, _overhead(template)))
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         return Parity(False, f"a prepared mask fails in this model ({type(error).__name__})")
     worst = max(_difference(together[name], alone[name]) for name in alone)
@@ -67,7 +69,8 @@ def check_padding(model: EmbeddingModel, template: BoundTemplate, text_length: i
     """
     alone = {}
     for name, side in _sides(template):
-        rows = [[*text, *side.suffix] for text in _texts(model, side.prefix, text_length)]
+        texts = _texts(model, side.prefix, text_length, _overhead(template))
+        rows = [[*text, *side.suffix] for text in texts]
         alone[name] = [_alone(model, row, side.slots) for row in rows]
         ids, lengths = model.pad(rows)
         states = model.trunk(input_ids=ids, attention_mask=None)
@@ -98,9 +101,13 @@ def check_head(model: EmbeddingModel) -> None:
         )
 
 
-def _texts(model: EmbeddingModel, prefix: Sequence[int], text_length: int) -> list[list[int]]:
+def _overhead(template: BoundTemplate) -> int:
+    return max(template.query.overhead, template.passage.overhead)
+
+
+def _texts(model: EmbeddingModel, prefix: Sequence[int], text_length: int, overhead: int = 0) -> list[list[int]]:
     """Returns two rows of random tokens, a long one and one of half its length; the same ones at every call."""
-    length = probe_length(model, text_length)
+    length = probe_length(model, text_length, overhead)
     generator = torch.Generator().manual_seed(0)
     vocabulary = int(model.lm.config.get_text_config().vocab_size)
     sizes = (length, max(length // 2, 1))

@@ -205,8 +205,8 @@ class BoundTemplate:
         self.passage = self._bind(template.passage)
 
     def _bind(self, side: Side) -> BoundSide:
-        prefix = [] if side.joint or not side.prefix else self._tokenize([side.prefix])[0]
-        suffix = self._tokenize([side.suffix])[0] if side.suffix else []
+        prefix = [] if side.joint or not side.prefix else self._tokenize([side.prefix], special=True)[0]
+        suffix = self._tokenize([side.suffix], special=True)[0] if side.suffix else []
         slots = [
             self.tokenizer.eos_token_id if slot == EOS else self.tokenizer.convert_tokens_to_ids(slot)
             for slot in side.slots
@@ -215,14 +215,14 @@ class BoundTemplate:
         joint_length = len(self._tokenize([joint_prefix])[0]) if joint_prefix else 0
         return BoundSide((*self.bos_ids, *prefix), (*suffix, *slots), len(slots), joint_prefix, joint_length)
 
-    def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        # split_special_tokens: a text that spells "</s>" or "<s1>" must not be able to place a slot.
+    def _tokenize(self, texts: Sequence[str], *, special: bool = False) -> list[list[int]]:
+        # A prompt may name special tokens; a text that spells "</s>" or "<s1>" must not be able to place a slot.
         encoded = self.tokenizer(
             list(texts),
             add_special_tokens=False,
             return_attention_mask=False,
             return_token_type_ids=False,
-            split_special_tokens=True,
+            split_special_tokens=not special,
             verbose=False,
         )
         ids: list[list[int]] = encoded["input_ids"]

@@ -335,8 +335,8 @@ def test_steps_come_from_epochs_rounded_up() -> None:
     def config(**changes: Any) -> AdaptConfig:
         return adapt_config(Path("b"), Path("c"), Path("o"), **{"steps": None, "batch_size": 4, **changes})
 
-    assert steps_for(config(), 9) == 3
-    assert steps_for(config(epochs=2.5), 9) == 6
-    assert steps_for(config(accumulation=2), 9) == 2
-    assert steps_for(config(epochs=0.0), 9) == 1
-    assert steps_for(config(steps=7), 9) == 7
+    assert steps_for(config(), 9 / 4) == 3
+    assert steps_for(config(epochs=2.5), 9 / 4) == 6
+    assert steps_for(config(accumulation=2), 9 / 4) == 2
+    assert steps_for(config(epochs=0.0), 9 / 4) == 1
+    assert steps_for(config(steps=7), 9 / 4) == 7

@@ -5,7 +5,7 @@ import torch
 
 from llara.batching import WindowedBatches
 from llara.config import AdaptConfig
-from llara.errors import ConfigError, ModelError
+from llara.errors import ConfigError, DataError, ModelError
 from llara.loading import load_model
 from llara.model import EmbeddingModel
 from llara.parity import check_branches, check_head, check_padding
@@ -14,7 +14,7 @@ from llara.templates import BoundTemplate
 from llara.training.chunks import ChunkStore, fingerprint, prepare_chunks
 from llara.training.lora import add_lora, merge_lora
 from llara.training.objective import NAMES, AdaptModule, Plan, Prompts, collate
-from llara.training.trainer import Batch, JobTrainer, require_one_process, steps_for
+from llara.training.trainer import Batch, JobTrainer, precision, require_one_process, steps_for
 from llara.training.workspace import TrainResult, Workspace, finished, identity_of
 
 
@@ -37,20 +37,32 @@ def adapt(config: AdaptConfig) -> TrainResult:
     torch.manual_seed(config.seed)
     model = load_model(config, for_training=True, new_template=True)
     plan = _plan(config, model)
-    identity = identity_of(config, "adapt", model.fingerprint, model.contract, {"corpus": fingerprint(config.corpus)})
+    identity = identity_of(
+        config,
+        "adapt",
+        model.fingerprint,
+        model.contract,
+        {"corpus": fingerprint(config.corpus)},
+        precision(config, next(model.lm.parameters())),
+    )
     earlier = finished(config, identity)
     if earlier is not None:
         return earlier
     template = model.bind()
+    model.check_length(
+        config.chunk_length + max(template.query.overhead, template.passage.overhead),
+        "--chunk-length with the template",
+    )
     plan = _choose_passes(plan, model, template, config)
     with Workspace(config, identity) as work:
         chunks = prepare_chunks(
             work.folder / "chunks", config.corpus, model, config.chunk_length, config.min_chunk_length
         )
-        prompts = Prompts(template.passage, template.query, model.pad_id)
+        prompts = Prompts(template.passage, template.query, model.pad_id, tuple(model.tokenizer.all_special_ids))
         source = ChunkBatches(chunks, prompts, plan, config)
+        _check_chain(chunks, config)
         peft_model = add_lora(model, config) if config.lora_rank else None
-        steps = steps_for(config, source.rows)
+        steps = steps_for(config, source.batches_per_pass)
         module = AdaptModule(model, prompts, plan)
         trainer = JobTrainer(module, source, config, work.folder, steps, f"adapt ({config.objective})")
         log = trainer.run()
@@ -84,6 +96,18 @@ def _choose_passes(plan: Plan, model: EmbeddingModel, template: BoundTemplate, c
     return plan._replace(one_pass=parity.one_pass)
 
 
+def _check_chain(chunks: ChunkStore, config: AdaptConfig) -> None:
+    """Says how many chunks have a next text: a corpus of short passages has few, and then EBAR learns little."""
+    chained = chunks.chained
+    note(f"{len(chunks):,} chunks, {chained:,} with a next text")
+    if config.objective == "ebar" and not chained:
+        raise DataError(
+            ", ".join(map(str, config.corpus)),
+            None,
+            "no text has a next one, so EBAR has no target; lower --chunk-length",
+        )
+
+
 class ChunkBatches:
     """Batches of chunks of similar length, as a function of their number; see `WindowedBatches`."""
 
@@ -96,8 +120,8 @@ class ChunkBatches:
             # The stream of the seed's own permutations starts elsewhere, so sample and order are independent.
             picked = np.random.default_rng([config.seed, 2**31]).permutation(len(chunks))[: config.max_chunks]
             self._sample = np.sort(picked)
-        self.rows = len(self._sample)
         self._batches = WindowedBatches(chunks.lengths[self._sample], config.batch_size, config.seed)
+        self.batches_per_pass = self._batches.per_pass
 
     def batch(self, number: int) -> Batch:
         """See `Source.batch`."""

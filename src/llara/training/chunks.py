@@ -46,6 +46,11 @@ class ChunkStore:
         """Tokens per chunk, int64 [chunks]."""
         return np.asarray(self._spans[:, 1] - self._spans[:, 0], dtype=np.int64)
 
+    @property
+    def chained(self) -> int:
+        """How many chunks have a next text."""
+        return int((self._spans[:, 2] > self._spans[:, 1]).sum())
+
     def __getitem__(self, number: int) -> Chunk:
         start, end, next_end = (int(value) for value in self._spans[number])
         tokens = self._tokens

@@ -23,7 +23,7 @@ from llara.progress import note
 from llara.records import Example, Passage
 from llara.training.chunks import fingerprint
 from llara.training.lora import add_lora, merge_lora
-from llara.training.trainer import Batch, JobTrainer, TrainModule, require_one_process, steps_for
+from llara.training.trainer import Batch, JobTrainer, TrainModule, precision, require_one_process, steps_for
 from llara.training.workspace import TrainResult, Workspace, finished, identity_of
 
 
@@ -44,10 +44,18 @@ def finetune(config: FinetuneConfig) -> TrainResult:
     """
     require_one_process("finetune")
     torch.manual_seed(config.seed)
-    model = load_model(config, for_training=True)
+    model = load_model(config, for_training=True, new_template=True)
     base = model.fingerprint
     model.contract = training_contract(model.contract, config)
-    identity = identity_of(config, "finetune", base, model.contract, {"train": fingerprint(config.train)})
+    model.check_lengths()
+    identity = identity_of(
+        config,
+        "finetune",
+        base,
+        model.contract,
+        {"train": fingerprint(config.train)},
+        precision(config, next(model.lm.parameters())),
+    )
     earlier = finished(config, identity)
     if earlier is not None:
         return earlier
@@ -58,8 +66,9 @@ def finetune(config: FinetuneConfig) -> TrainResult:
     with Workspace(config, identity) as work:
         source = ExampleBatches(examples, model, config)
         peft_model = add_lora(model, config) if config.lora_rank else None
-        freeze_head(model)
-        steps = steps_for(config, len(examples))
+        if peft_model is None:
+            freeze_head(model)  # LoRA has frozen it, and wraps tied embeddings so that they no longer look tied
+        steps = steps_for(config, len(examples) / config.batch_size)
         note(f"{len(examples):,} examples, {steps:,} steps of {config.batch_size * config.accumulation} queries")
         trainer = JobTrainer(FinetuneModule(model, config), source, config, work.folder, steps, "finetune")
         log = trainer.run()
@@ -125,7 +134,7 @@ class ExampleBatches:
             "slots": [sides[0].slots] * len(queries) + [sides[1].slots] * len(passages),
             "positives": torch.tensor(positives),
             "excluded": torch.tensor(excluded),
-            "counts": torch.tensor([len(queries)], dtype=torch.float64),
+            "counts": torch.tensor([len(queries)]),
         }
 
     def _text(self, passage: Passage) -> str:

@@ -4,6 +4,8 @@ import warnings
 from typing import Any
 
 import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
 
 from llara.config import TrainConfig
 from llara.errors import ConfigError, ModelError
@@ -18,8 +20,6 @@ def add_lora(model: EmbeddingModel, config: TrainConfig) -> Any:
     Raises:
         ConfigError: `lora_modules` names a layer that the model does not have.
     """
-    from peft import LoraConfig, get_peft_model
-
     modules = list(config.lora_modules)
     targets = "all-linear" if modules == ["all-linear"] else modules
     embedding = next(
@@ -47,28 +47,19 @@ def merge_lora(model: EmbeddingModel, peft_model: Any) -> None:
     """Adds the LoRA update to the weights and removes its layers, in place.
 
     Raises:
-        ModelError: Merging changed no weight, so the result would be the base model.
+        ModelError: Merging would change no weight, so the result would be the base model.
     """
-    changed = any(
-        bool((module.lora_B[name].weight != 0).any())
-        for module in peft_model.modules()
-        if hasattr(module, "lora_B")
-        for name in module.lora_B
-    )
-    if not changed:
-        raise ModelError("every LoRA update is zero: the merged model would equal the base model")
-    before = {name: value.detach().clone() for name, value in _base_weights(peft_model)}
+    layers = [module for module in peft_model.modules() if isinstance(module, LoraLayer)]
+    assert layers, "LoRA was injected"
+    if not any(_changes(layer) for layer in layers):
+        raise ModelError("merging LoRA changes no weight: its update is zero, or too small for the weights' dtype")
     model.lm = peft_model.merge_and_unload()
-    after = dict(model.lm.named_parameters())
-    if all(torch.equal(after[name], value) for name, value in before.items() if name in after):
-        raise ModelError("merging LoRA changed no weight: the update is too small for the weights' dtype")
 
 
-def _base_weights(peft_model: Any) -> list[tuple[str, torch.Tensor]]:
-    """Returns the weights under LoRA layers by the names they have once the layers are gone."""
-    prefix = "base_model.model."
-    return [
-        (name.removeprefix(prefix).replace(".base_layer", ""), value)
-        for name, value in peft_model.named_parameters()
-        if ".base_layer.weight" in name
-    ]
+@torch.no_grad()
+def _changes(layer: Any) -> bool:
+    """Tells whether a layer's update, once added, leaves a trace in its weights. One layer's worth of memory."""
+    weight = layer.get_base_layer().weight
+    return any(
+        not torch.equal(weight + layer.get_delta_weight(adapter).to(weight.dtype), weight) for adapter in layer.lora_B
+    )

@@ -23,11 +23,12 @@ Ids = npt.NDArray[np.int64]
 
 
 class Prompts(NamedTuple):
-    """The two branches of a template in token ids, and the id that fills rows up."""
+    """The two branches of a template in token ids, the id that fills rows up, and ids that are no targets."""
 
     self_side: BoundSide
     next_side: BoundSide
     pad_id: int
+    special_ids: tuple[int, ...] = ()
 
 
 class Plan(NamedTuple):
@@ -60,7 +61,7 @@ def collate(texts: Sequence[Ids], next_texts: Sequence[Ids], prompts: Prompts, p
         plan: The objective.
 
     Returns:
-        `text_lengths` int64 [B] (prefix included), `prefix_length`, `counts` float64 [3], per branch `<b>_rows` and
+        `text_lengths` int64 [B] (prefix included), `prefix_length`, `counts` int64 [3], per branch `<b>_rows` and
         `<b>_ids` int64 [M], and the token ids: `shared` int64 [B, W], or `self`, `next`, `text` where they run alone.
     """
     prefix = np.asarray(prompts.self_side.prefix, dtype=np.int64)
@@ -69,7 +70,7 @@ def collate(texts: Sequence[Ids], next_texts: Sequence[Ids], prompts: Prompts, p
     batch: Batch = {
         "text_lengths": torch.tensor([len(start) for start in starts]),
         "prefix_length": len(prefix),
-        "counts": torch.zeros(3, dtype=torch.float64),
+        "counts": torch.zeros(3, dtype=torch.int64),
     }
     if plan.shared:
         both = np.asarray([*suffixes["self"], *suffixes["next"]], dtype=np.int64)
@@ -82,8 +83,9 @@ def collate(texts: Sequence[Ids], next_texts: Sequence[Ids], prompts: Prompts, p
         batch["text"] = _pad(starts, prompts.pad_id)
     for number, (branch, targets) in enumerate((("self", texts), ("next", next_texts))):
         if branch in plan.branches:
-            batch[f"{branch}_rows"], batch[f"{branch}_ids"] = ragged(targets, unique=plan.unique_targets)
-            batch["counts"][number] = sum(1 for target in targets if len(target))
+            wanted = [target[~np.isin(target, prompts.special_ids)] for target in targets]
+            batch[f"{branch}_rows"], batch[f"{branch}_ids"] = ragged(wanted, unique=plan.unique_targets)
+            batch["counts"][number] = sum(1 for target in wanted if len(target))
     if plan.objective == "lm" or plan.lm_weight:
         batch["counts"][2] = int(batch["text_lengths"].sum()) - len(starts) * max(len(prefix), 1)
     return batch

@@ -20,6 +20,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 
 from llara.config import TrainConfig
 from llara.errors import ConfigError, LlaraError
+from llara.model import write_errors
 from llara.progress import Progress, note
 from llara.training import checkpoint
 
@@ -35,7 +36,7 @@ class Source(Protocol):
         ...
 
     def batch(self, number: int) -> Batch:
-        """Returns one batch; the same number always gives the same one. `counts` is float64 [len(names)]."""
+        """Returns one batch; the same number always gives the same one. `counts` is int64 [len(names)]."""
         ...
 
 
@@ -105,7 +106,8 @@ class JobTrainer(Trainer):
         self.sums = torch.zeros(len(source.names), dtype=torch.float64)
         self.items = torch.zeros(len(source.names), dtype=torch.float64)
         self._resumed_from: Path | None = None
-        super().__init__(model=module, args=_arguments(config, folder, steps))
+        autocast = mixed_precision(config, next(module.parameters()))
+        super().__init__(model=module, args=_arguments(config, folder, steps, autocast=autocast))
         self.remove_callback(PrinterCallback)  # it prints to stdout, which belongs to data
         self.remove_callback(ProgressCallback)
         self.watcher = _Watcher(self, label)
@@ -145,7 +147,7 @@ class JobTrainer(Trainer):
         counts = torch.stack([batch["counts"] for batch in batches]).sum(dim=0)
         self.items += counts
         if self.args.world_size > 1:
-            counts = self.accelerator.reduce(counts.float().to(device), "sum").double()
+            counts = self.accelerator.reduce(counts.to(device), "sum")
         return batches, counts.to(device)
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:
@@ -164,7 +166,7 @@ class JobTrainer(Trainer):
         outputs: tuple[Tensor, Tensor] = model(inputs, num_items_in_batch)
         loss, sums = outputs
         self._require_finite("loss", loss)
-        self.sums += sums.double().cpu()
+        self.sums += sums.cpu().double()  # in this order: not every device has float64
         scaled: Tensor = loss * self.args.world_size
         return scaled
 
@@ -204,7 +206,8 @@ class JobTrainer(Trainer):
         staging.mkdir(exist_ok=True)
         final, self.args.output_dir = self.args.output_dir, str(staging)
         try:
-            super()._save_checkpoint(model, trial)
+            with write_errors(staging):
+                super()._save_checkpoint(model, trial)
         finally:
             self.args.output_dir = final
         self.accelerator.wait_for_everyone()
@@ -246,8 +249,20 @@ class JobTrainer(Trainer):
         self.items = torch.tensor(saved["items"], dtype=torch.float64)
 
 
-def _arguments(config: TrainConfig, folder: Path, steps: int) -> TrainingArguments:
-    return TrainingArguments(
+def mixed_precision(config: TrainConfig, weight: Tensor) -> bool:
+    """Tells whether float32 weights run in bfloat16: on a GPU that has it, unless a dtype was asked for."""
+    gpu = weight.device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return gpu and config.dtype == "auto" and weight.dtype == torch.float32
+
+
+def precision(config: TrainConfig, weight: Tensor) -> str:
+    """Returns how a run computes, for its identity: a run begun in one precision does not go on in another."""
+    dtype = str(weight.dtype).removeprefix("torch.")
+    return f"{dtype} in bfloat16" if mixed_precision(config, weight) else dtype
+
+
+def _arguments(config: TrainConfig, folder: Path, steps: int, *, autocast: bool) -> TrainingArguments:
+    arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=config.batch_size,
@@ -266,14 +281,18 @@ def _arguments(config: TrainConfig, folder: Path, steps: int) -> TrainingArgumen
         report_to=list(config.report_to) or "none",
         seed=config.seed,
         use_cpu=config.device == "cpu",
+        bf16=autocast,
         remove_unused_columns=False,
         disable_tqdm=True,
     )
+    # Several GPUs in one process would mean nn.DataParallel, which splits batches that are no single tensors.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
-def steps_for(config: TrainConfig, rows: int) -> int:
+def steps_for(config: TrainConfig, batches_per_pass: float) -> int:
     """Returns the optimizer steps of a run: as configured, or what its epochs come to, rounded up."""
-    return config.steps or max(math.ceil(config.epochs * rows / (config.batch_size * config.accumulation)), 1)
+    return config.steps or max(math.ceil(config.epochs * batches_per_pass / config.accumulation), 1)
 
 
 def require_one_process(job: str) -> None:

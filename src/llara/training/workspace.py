@@ -13,8 +13,10 @@ from typing import Any
 
 from llara.config import TrainConfig, to_plain
 from llara.contract import FILE_NAME, Contract
-from llara.errors import ConfigError, DataError, StorageError
+from llara.errors import StorageError
 from llara.files import (
+    IDENTITY,
+    LOCK,
     FolderLock,
     claim_output,
     json_bytes,
@@ -45,7 +47,12 @@ class TrainResult:
 
 
 def identity_of(
-    config: TrainConfig, stage: str, base_fingerprint: str, contract: Contract, data: Mapping[str, str]
+    config: TrainConfig,
+    stage: str,
+    base_fingerprint: str,
+    contract: Contract,
+    data: Mapping[str, str],
+    precision: str = "float32",
 ) -> dict[str, Any]:
     """Returns the JSON values that decide the trained weights; `contract` is that of the model to be made."""
     settings = {key: value for key, value in to_plain(config).items() if key not in INCIDENTAL}
@@ -55,6 +62,7 @@ def identity_of(
         "base": base_fingerprint,
         "contract": contract.to_dict(),
         "data": dict(data),
+        "precision": precision,
     }
 
 
@@ -92,21 +100,34 @@ class Workspace:
         self._lock = FolderLock(self.folder)
 
     def __enter__(self) -> "Workspace":
-        claim_output(self.folder, self.identity, f"unfinished training ({self.identity['stage']})")
         self._lock.__enter__()
         try:
+            self._forget_beginnings()
+            claim_output(self.folder, self.identity, f"unfinished training ({self.identity['stage']})")
             save_config(self.folder, self.config)
         except BaseException:
             self._lock.__exit__()
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
-        # A mistake in the input, found before anything was trained: the mended run has another identity, and must not
-        # be refused for what this one left.
-        if kind is not None and issubclass(kind, ConfigError | DataError) and not list_checkpoints(self.folder):
-            shutil.rmtree(self.folder)
-        self._lock.__exit__(kind, *error)
+    def __exit__(self, *error: Any) -> None:
+        self._lock.__exit__(*error)
+
+    def _forget_beginnings(self) -> None:
+        """Empties a folder in which another configuration began and saved no step: a mended run must not be refused.
+
+        Mended input, a lower learning rate after a loss that was not a number, a second thought: all have another
+        identity, and nothing of worth lies here before the first checkpoint.
+        """
+        record = self.folder / IDENTITY
+        if not record.is_file() or list_checkpoints(self.folder):
+            return
+        if read_json(record).get("identity") != json.loads(json.dumps(self.identity)):
+            for entry in self.folder.iterdir():
+                if entry.is_dir():
+                    shutil.rmtree(entry)
+                elif entry.name != LOCK:
+                    entry.unlink()
 
     def publish(self, model: EmbeddingModel, steps: int, log: Mapping[str, float]) -> TrainResult:
         """Saves the model with its settings and log, gives it its final name, and removes the work folder."""
