@@ -11,6 +11,7 @@ import pytest
 
 from llara.config import EncodeConfig, EvaluateConfig, IndexConfig, SearchConfig
 from llara.data import read_rows, read_run
+from llara.encoding.manifest import record_model
 from llara.encoding.shards import write_vectors
 from llara.errors import ConfigError, DataError, ModelError, StorageError
 from llara.evaluate import evaluate
@@ -41,8 +42,8 @@ class FakeRetriever:
     @classmethod
     def load(cls, model: str, **settings: Any) -> "FakeRetriever":
         assert set(settings) == {"template", "bos", "dtype", "device", "trust_remote_code", "offline", "verify"}
-        if model == "models/gone":
-            raise ModelError("models/gone: no such folder")
+        if model.endswith("models/broken"):
+            raise ModelError(f"{model}: has no tokenizer")
         cls.loaded.append(model)
         return cls()
 
@@ -70,14 +71,20 @@ def corpus(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def flat(tmp_path: Path, corpus: Path) -> Path:
-    return make_flat(tmp_path, corpus, "models/ours")
+    return make_flat(tmp_path, corpus, ours(tmp_path))
+
+
+def ours(tmp_path: Path) -> str:
+    """The absolute path of the model that the index names."""
+    (tmp_path / "models" / "ours").mkdir(parents=True, exist_ok=True)
+    return str(tmp_path / "models" / "ours")
 
 
 def make_flat(tmp_path: Path, corpus: Path, model: str) -> Path:
     def encode(documents: list[Document]) -> Any:
         return np.array([embed(each.text) for each in documents], np.float32)
 
-    about = {"model_path": model}
+    about = {"model_path": record_model(model, tmp_path / "vectors")}
     write_vectors(tmp_path / "vectors", read_rows([corpus]), encode, IDENTITY, 4, "float32", 10, about=about)
     build_index(IndexConfig(vectors=tmp_path / "vectors", output=tmp_path / "flat"))
     return tmp_path / "flat"
@@ -96,9 +103,9 @@ def queries(tmp_path: Path) -> Path:
     return path
 
 
-def test_one_query_on_a_flat_index(flat: Path, retriever: type[FakeRetriever]) -> None:
+def test_one_query_on_a_flat_index(flat: Path, retriever: type[FakeRetriever], tmp_path: Path) -> None:
     result = search(SearchConfig(index=flat, query="silver"))
-    assert retriever.loaded == ["models/ours"]  # the model that the index names
+    assert retriever.loaded == [ours(tmp_path)]  # the model that the index names
     assert (result.queries, result.hits, result.without_hits, result.output) == (1, 3, 0, None)
     first = result.answers[0]
     assert first == Found(1, first.score, "d2", "Silver", "Silver is a metal.")
@@ -157,11 +164,14 @@ def test_ties_in_a_run_are_in_the_order_of_trec_eval(tmp_path: Path) -> None:
         ({"dim": 8}, "dim was 4, is 8"),
     ],
 )
-def test_another_model_is_refused(flat: Path, retriever: type[FakeRetriever], change: Any, named: str) -> None:
+def test_another_model_is_refused(
+    flat: Path, retriever: type[FakeRetriever], tmp_path: Path, change: Any, named: str
+) -> None:
     retriever.identity |= change
     with pytest.raises(ModelError) as caught:
         search(SearchConfig(index=flat, query="fox", model="models/other"))
-    assert f"models/other: is not the model that the index was built with, models/ours ({named})" in str(caught.value)
+    said = f"models/other: is not the model that the index was built with, {ours(tmp_path)} ({named})"
+    assert said in str(caught.value)
 
 
 def test_another_type_of_weights_is_allowed(flat: Path, retriever: type[FakeRetriever]) -> None:
@@ -169,10 +179,46 @@ def test_another_type_of_weights_is_allowed(flat: Path, retriever: type[FakeRetr
     assert search(SearchConfig(index=flat, query="fox")).hits == 3
 
 
-def test_a_model_that_has_moved(tmp_path: Path, corpus: Path) -> None:
-    index = make_flat(tmp_path, corpus, "models/gone")
-    with pytest.raises(ModelError, match=r"no such folder; this is the model that the index names.*give --model"):
+def test_the_model_is_found_from_any_folder(
+    tmp_path: Path, corpus: Path, retriever: type[FakeRetriever], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a" / "models" / "ours").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a")
+    make_flat(Path(), corpus, "models/ours")
+    monkeypatch.chdir(tmp_path)
+    assert search(SearchConfig(index=Path("a/flat"), query="fox")).hits == 3
+    (tmp_path / "a").rename(tmp_path / "b")  # all of it may move together
+    assert search(SearchConfig(index=tmp_path / "b" / "flat", query="fox")).hits == 3
+    assert retriever.loaded == [str(tmp_path / each / "models" / "ours") for each in "ab"]
+
+
+def test_a_model_that_has_moved(tmp_path: Path, flat: Path, retriever: type[FakeRetriever]) -> None:
+    named = ours(tmp_path)
+    moved = Path(named).rename(tmp_path / "moved")
+    with pytest.raises(ConfigError) as caught:
+        search(SearchConfig(index=flat, query="fox"))
+    assert f"--model: is required, {flat} was built with {named}, which is no folder on this" in str(caught.value)
+    assert retriever.loaded == []
+    assert search(SearchConfig(index=flat, query="fox", model=str(moved))).hits == 3
+
+
+def test_a_model_that_does_not_open(tmp_path: Path, corpus: Path) -> None:
+    (tmp_path / "models" / "broken").mkdir(parents=True)
+    index = make_flat(tmp_path, corpus, str(tmp_path / "models" / "broken"))
+    with pytest.raises(ModelError, match=r"has no tokenizer; this is the model that the index names.*give --model"):
         search(SearchConfig(index=index, query="fox"))
+
+
+def test_a_hub_id_in_an_index_is_never_followed(
+    tmp_path: Path, corpus: Path, retriever: type[FakeRetriever], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = make_flat(tmp_path, corpus, "stranger/model")
+    (tmp_path / "stranger" / "model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)  # nor does a folder that happens to have its name count
+    with pytest.raises(ConfigError, match=r"--model: is required, .*flat was built with stranger/model, which is no"):
+        search(SearchConfig(index=index, query="fox"))
+    assert retriever.loaded == []
+    assert search(SearchConfig(index=index, query="fox", model="stranger/model")).hits == 3
 
 
 def test_texts_that_are_gone_cost_no_hits(flat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -91,6 +91,20 @@ def test_a_vector_that_the_model_does_not_give_is_found(made: Path, monkeypatch:
         check(made / "vectors")
 
 
+def test_the_model_of_vectors_is_found_from_any_folder(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = Path(shutil.copytree(made, tmp_path / "made"))
+    monkeypatch.chdir(copy)
+    encode(EncodeConfig(model="model", corpus=(Path("corpus.jsonl"),), output=Path("ours")))
+    monkeypatch.chdir(tmp_path)
+    assert check(copy / "ours").vectors == "10 vectors computed again, all the same"
+    (copy / "model").rename(tmp_path / "elsewhere")
+    assert check(copy / "ours").vectors.startswith(
+        f"no vector was computed again, its model does not open: {copy / 'model'}"
+    )
+
+
 def test_a_model_that_is_gone_is_said_and_no_fault(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def gone(*args: object, **named: object) -> None:
         raise ModelError("x: no such folder")

@@ -14,6 +14,7 @@ from llara import progress
 from llara.config import SearchConfig, to_toml
 from llara.data import read_queries, write_run
 from llara.encoding.documents import DocumentStore
+from llara.encoding.manifest import is_local
 from llara.errors import ConfigError, DataError, ModelError, StorageError
 from llara.files import write_atomic
 from llara.index.bm25 import Bm25Index
@@ -58,7 +59,7 @@ def search(config: SearchConfig) -> SearchResult:
     A run holds, per query, hits by score descending, ties by document id descending; scores are float32.
 
     Raises:
-        ConfigError: An empty query, or a model that is neither given nor recorded in the index.
+        ConfigError: An empty query, or a model that is neither given nor found where the index says it is.
         DataError: A file of queries that does not fit its format.
         ModelError: Another model than the one that made the index.
         StorageError: A folder that is no index, is damaged, or is not there.
@@ -118,9 +119,13 @@ def _hits(query_id: str, scores: list[float], positions: list[int], index: FlatI
 
 
 def _encode(index: FlatIndex, texts: list[str], config: SearchConfig) -> np.ndarray[Any, np.dtype[np.float32]]:
-    model = config.model or index.manifest.model_path
+    model = config.model or index.model
     if not model:
         raise ConfigError("--model: is required, the index does not say which model it was built with")
+    # An index may come from anybody: what it names is opened where it is here already, and never fetched.
+    if not config.model and not is_local(model):
+        where = f"{config.index} was built with {model}, which is no folder on this machine"
+        raise ConfigError(f"--model: is required, {where}; name the folder or hub id of that model")
     try:
         retriever = _load(model, config)
     except ModelError as error:
@@ -167,7 +172,7 @@ def check_model(index: FlatIndex, model: str, identity: dict[str, Any]) -> None:
     if differing:
         listed = ", ".join(f"{name} was {_short(old.get(name))}, is {_short(new.get(name))}" for name in differing[:4])
         raise ModelError(
-            f"{model}: is not the model that the index was built with, {index.manifest.model_path} ({listed}); "
+            f"{model}: is not the model that the index was built with, {index.model} ({listed}); "
             "search with that one, or encode the corpus again with this one"
         )
 

@@ -111,15 +111,17 @@ def _recompute(vectors: Vectors) -> str:
     from llara.retriever import Retriever
 
     settings = _settings(vectors.folder)
-    if not settings.get("model") or settings.get("trust_remote_code"):
-        return "no vector was computed again: config.toml names no model that may be run"
+    # The manifest knows the model's folder from wherever this runs; config.toml has it as it was typed then.
+    model = corpus.find_model(vectors.manifest["about"].get("model_path", ""), vectors.folder)
+    if not model or settings.get("trust_remote_code"):
+        return "no vector was computed again: the folder names no model that may be run"
     try:
-        known = ("model", "template", "bos", "dtype")
-        retriever = Retriever.load(offline=True, **{name: settings[name] for name in known if name in settings})
+        known = ("template", "bos", "dtype")
+        retriever = Retriever.load(model, offline=True, **{name: settings[name] for name in known if name in settings})
     except LlaraError as error:
         return f"no vector was computed again, its model does not open: {error}"
     if any(vectors.identity.get(name) != value for name, value in retriever.identity.items()):
-        return f"no vector was computed again: {settings['model']} has changed since, or runs in another type"
+        return f"no vector was computed again: {model} has changed since, or runs in another type"
     positions = np.unique(np.linspace(0, len(vectors) - 1, SAMPLE).astype(int)).tolist() if len(vectors) else []
     documents = [vectors.documents.get(position) for position in positions]
     again = retriever.encode_passages(
@@ -132,7 +134,7 @@ def _recompute(vectors: Vectors) -> str:
     apart = np.abs(stored - np.asarray(again)).max(axis=1)
     for document, difference in zip(documents, apart.tolist(), strict=True):
         if not difference <= allowed:  # also catches NaN
-            reason = f"its vector is not the one that {settings['model']} gives: {difference:.2g} apart"
+            reason = f"its vector is not the one that {model} gives: {difference:.2g} apart"
             raise StorageError(vectors.folder, f"document {document.id!r}: {reason}, {allowed:.2g} allowed")
     return f"{len(positions)} vectors computed again, all the same"
 

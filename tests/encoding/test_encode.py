@@ -106,6 +106,21 @@ def test_a_token_budget_may_change_and_a_length_may_not(config: EncodeConfig, re
         encode(changed(config, passage_length=99))
 
 
+def test_a_local_model_is_remembered_from_the_folder_and_not_as_it_was_typed(
+    config: EncodeConfig, retriever: FakeRetriever, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models" / "ours").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    encode(changed(config, model="models/ours"))
+    assert retriever.loaded["model"] == "models/ours"
+    assert Vectors.open(config.output).manifest["about"] == {"model_path": "../models/ours"}
+    monkeypatch.chdir(tmp_path / "models")
+    encode(changed(config, model="ours"))
+    assert Vectors.open(config.output).manifest["about"] == {"model_path": "../models/ours"}
+    encode(changed(config, model="organisation/name"))
+    assert Vectors.open(config.output).manifest["about"] == {"model_path": "organisation/name"}
+
+
 def test_a_corrected_command_goes_through(
     config: EncodeConfig, retriever: FakeRetriever, monkeypatch: pytest.MonkeyPatch
 ) -> None:

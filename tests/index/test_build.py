@@ -9,7 +9,7 @@ import pytest
 
 from llara.config import IndexConfig
 from llara.data import read_rows
-from llara.encoding.manifest import read_sealed, write_sealed
+from llara.encoding.manifest import find_model, read_manifest, read_sealed, record_model, write_sealed
 from llara.encoding.shards import write_vectors
 from llara.errors import ConfigError, DataError, StorageError
 from llara.index.base import Manifest
@@ -31,12 +31,12 @@ def vector(document: Document) -> list[float]:
     return [float(each) for each in values / np.linalg.norm(values)]
 
 
-def write_vectors_folder(folder: Path, corpus: Path, model: str = "m1") -> Path:
+def write_vectors_folder(folder: Path, corpus: Path, model: str = "m1", model_path: str = "models/m1") -> Path:
     def encode(documents: list[Document]) -> Any:
         return np.array([vector(each) for each in documents], np.float32)
 
     identity = {"model_fingerprint": model}
-    write_vectors(folder, read_rows([corpus]), encode, identity, DIM, "float32", 10, about={"model_path": "models/m1"})
+    write_vectors(folder, read_rows([corpus]), encode, identity, DIM, "float32", 10, about={"model_path": model_path})
     return folder
 
 
@@ -66,6 +66,26 @@ def test_an_index_needs_no_vectors_folder(tmp_path: Path, vectors: Path) -> None
     build_index(IndexConfig(vectors=vectors, output=tmp_path / "index"))
     vectors.rename(tmp_path / "elsewhere")
     assert open_index(tmp_path / "index").ids[4] == "d4"
+
+
+def test_an_index_names_a_local_model_from_its_own_folder(tmp_path: Path) -> None:
+    model, folder = tmp_path / "models" / "m1", tmp_path / "made" / "vectors"
+    model.mkdir(parents=True)
+    corpus = write_corpus(tmp_path / "corpus.jsonl")
+    write_vectors_folder(folder, corpus, model_path=record_model(str(model), folder))
+    assert read_manifest(folder)["about"] == {"model_path": "../../models/m1"}
+    config = IndexConfig(vectors=folder, output=tmp_path / "a" / "b" / "index")
+    build_index(config)
+    assert Manifest.read(config.output).model_path == "../../../models/m1"
+    # A model that moved: the index learns it when the vectors did, and keeps what it has while that is right.
+    moved = model.rename(tmp_path / "m2")
+    write_vectors_folder(folder, corpus, model_path=record_model(str(moved), folder))
+    assert build_index(config).reused
+    assert Manifest.read(config.output).model_path == "../../../m2"
+    elsewhere = folder.rename(tmp_path / "vectors")
+    assert build_index(IndexConfig(vectors=elsewhere, output=config.output)).reused
+    assert Manifest.read(config.output).model_path == "../../../m2"
+    assert find_model(Manifest.read(config.output).model_path, config.output) == str(moved)
 
 
 def test_a_finished_index_is_left_alone(tmp_path: Path, vectors: Path, capsys: pytest.CaptureFixture[str]) -> None:

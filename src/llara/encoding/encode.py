@@ -1,6 +1,5 @@
 """The job `encode`: a corpus and a model become a vectors folder."""
 
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +8,7 @@ import numpy.typing as npt
 
 from llara.config import EncodeConfig, to_toml
 from llara.data import read_rows
-from llara.encoding.manifest import MANIFEST
+from llara.encoding.manifest import MANIFEST, record_model
 from llara.encoding.shards import write_vectors
 from llara.files import foreign_folder, is_unclaimed
 from llara.progress import Progress
@@ -76,7 +75,7 @@ def encode(config: EncodeConfig) -> EncodeResult:
             config.vector_dtype,
             config.shard_size,
             progress,
-            about={"model_path": os.fspath(config.model)},
+            about={"model_path": record_model(config.model, config.output)},
             extras={"config.toml": to_toml(config).encode()},
             verify=config.verify,
         )

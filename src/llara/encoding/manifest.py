@@ -7,10 +7,12 @@
     rejected.jsonl         every input row that is in no shard, with file, line and reason
 
 Both kinds of JSON file are sealed: they carry the SHA-256 of their own content and have one spelling, so that any
-changed byte is found when they are read. Nothing in the folder tells when or where it was written.
+changed byte is found when they are read. Neither tells when or where it was written: a model in a local folder is named
+by its path from this folder.
 """
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +25,7 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 REJECTED = "rejected.jsonl"
 VECTORS = "npy"
+MINI = "mini"  # names the model inside the package
 RESUME = {"vectors": "llara encode", "documents": "llara index"}
 
 
@@ -152,3 +155,31 @@ def open_vectors(folder: Path, manifest: Mapping[str, Any], entry: Mapping[str, 
     identity = manifest["identity"]
     path = confined(folder, f"{entry['name']}.{VECTORS}")
     return open_array(path, identity["vector_dtype"], (entry["documents"], identity["dim"]))
+
+
+def relative_path(target: Path, folder: Path) -> str:
+    """Returns how `target` is reached from `folder`, so that both can be moved together."""
+    return os.path.relpath(target.resolve(), folder.resolve())
+
+
+def record_model(model: str, folder: Path) -> str:
+    """Returns the name by which a record in `folder` remembers a model that a user named, or `find_model` found.
+
+    `mini` and hub ids stay as they are. A local folder becomes its path from `folder`, which always starts with a dot,
+    as no hub id does: wherever a command is run, the one is never taken for the other.
+    """
+    place = Path(model).expanduser()
+    if model == MINI or not (place.is_absolute() or place.is_dir()):
+        return model
+    path = relative_path(place, folder)
+    return path if path.startswith(".") else f"./{path}"
+
+
+def find_model(recorded: str, folder: Path) -> str:
+    """Returns the model that a record in `folder` names: `mini`, a hub id, or the absolute path of a local folder."""
+    return os.path.normpath(folder.resolve() / recorded) if recorded.startswith(".") else recorded
+
+
+def is_local(model: str) -> bool:
+    """Tells whether a model that `find_model` returned is on this machine: `mini`, or a folder that is there."""
+    return model == MINI or (Path(model).is_absolute() and Path(model).is_dir())

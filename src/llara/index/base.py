@@ -5,7 +5,6 @@ An index folder holds `manifest.json` (published last), `identity.json` (what th
 `documents`. It is complete without the vectors folder it was built from: only texts and titles to show are read there.
 """
 
-import os
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -67,7 +66,7 @@ class Manifest:
     model: Mapping[str, Any] | None
     """Identity of the model that made the vectors; None where no model is needed."""
     model_path: str
-    """Where that model was when the vectors were made."""
+    """`mini`, a hub id, or the model's folder relative to the index folder, starting with a dot; see `record_model`."""
     source: str
     """Fingerprint of the vectors or documents it was built from."""
     documents: str
@@ -173,8 +172,3 @@ def stack(rows: list[tuple[Floats, Positions]], top_k: int) -> TopK:
         top.scores[row, : len(scores)] = scores
         top.positions[row, : len(positions)] = positions
     return top
-
-
-def relative_path(target: Path, folder: Path) -> str:
-    """Returns how `target` is reached from `folder`, so that both can be moved together."""
-    return os.path.relpath(target.resolve(), folder.resolve())

@@ -9,11 +9,11 @@ from llara import progress
 from llara.config import IndexConfig, to_toml
 from llara.data import read_rows
 from llara.encoding.documents import DocumentStore
-from llara.encoding.manifest import read_manifest
+from llara.encoding.manifest import find_model, is_local, read_manifest, record_model, relative_path
 from llara.encoding.shards import Vectors, write_documents
 from llara.errors import DataError, StorageError
 from llara.files import IDENTITY, FileRecord, FolderLock, claim_output, remove_leftovers, sha256_file, write_atomic
-from llara.index.base import DOCUMENTS, MANIFEST, Manifest, relative_path, write_ids
+from llara.index.base import DOCUMENTS, MANIFEST, Manifest, write_ids
 from llara.index.bm25 import Bm25Index, check_language, write_bm25
 from llara.index.flat import FlatIndex, write_flat
 
@@ -109,9 +109,12 @@ def _reuse(config: IndexConfig, source: _Source) -> IndexResult:
     if manifest.source != source.fingerprint:
         what = f"was built from other documents or vectors than {source.folder} holds now"
         raise StorageError(config.output, f"{what}; choose another --output, or delete this folder to start again")
-    documents = relative_path(source.folder, config.output)
-    if manifest.documents != documents:  # the same vectors in another place
-        Manifest(**{**vars(manifest), "documents": documents}).publish(config.output)
+    model = manifest.model_path
+    if not is_local(find_model(model, config.output)):
+        model = _model_path(source, config.output)
+    places = {"documents": relative_path(source.folder, config.output), "model_path": model}
+    if vars(manifest) != vars(manifest) | places:  # the same vectors, or their model, in another place
+        Manifest(**vars(manifest) | places).publish(config.output)
     progress.note(f"{config.output}: nothing to do, this index is finished")
     return _result(config, manifest, source, reused=True)
 
@@ -133,7 +136,7 @@ def _build(config: IndexConfig, source: _Source) -> IndexResult:
         count=count,
         settings=settings,
         model=source.vectors.identity if source.vectors else None,
-        model_path=source.vectors.manifest["about"].get("model_path", "") if source.vectors else "",
+        model_path=_model_path(source, output),
         source=source.fingerprint,
         documents=relative_path(source.folder, output),
         files=files,
@@ -141,6 +144,13 @@ def _build(config: IndexConfig, source: _Source) -> IndexResult:
     manifest.publish(output)
     open_index(output)  # what cannot be opened must fail here, not at the first search
     return _result(config, manifest, source, reused=False)
+
+
+def _model_path(source: _Source, output: Path) -> str:
+    if source.vectors is None:
+        return ""
+    found = find_model(source.vectors.manifest["about"].get("model_path", ""), source.folder)
+    return record_model(found, output) if Path(found).is_absolute() else found
 
 
 def _result(config: IndexConfig, manifest: Manifest, source: _Source, *, reused: bool) -> IndexResult:

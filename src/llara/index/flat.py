@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from llara.encoding.manifest import find_model
 from llara.errors import ModelError, StorageError
 from llara.files import FileRecord, write_atomic
 from llara.index.base import Floats, Ids, Manifest, Positions, TopK, best_first, stack
@@ -28,6 +29,7 @@ class FlatIndex:
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.manifest, self.ids = manifest, Ids(folder, manifest.count)
+        self.model = find_model(manifest.model_path, folder)
         self.dim = int(manifest.settings["dim"])
         self._max_norm = float(manifest.settings["max_norm"])
         self._faiss = _open(folder / FILE, manifest)
@@ -61,7 +63,7 @@ class FlatIndex:
     @property
     def origin(self) -> str:
         """Says which model the index was built with."""
-        return f"it was built with the model {self.manifest.model_path}"
+        return f"it was built with the model {self.model}"
 
     def _search_batch(
         self, queries: Floats, batch: list[int], top_k: int, fetch: int, rows: list[tuple[Floats, Positions]]
