@@ -1,22 +1,61 @@
-"""Runs one stage of a recipe, once: notes its wall time and peak memory, and skips it when it is noted already.
+"""Runs one stage of a recipe, once: notes command, wall time and peak memory, and skips it when it is noted already.
 
     python recipes/measured.py RECORD.jsonl STAGE -- COMMAND...
 
-What a command that was stopped had finished is kept by the command itself; its stage is then simply run again.
+A stage runs again when its command, or the content of a `--config` file in it, is another than the one noted. What a
+command that was stopped had finished is kept by the command itself; its stage is then simply run again.
 """
 
+import datetime
+import hashlib
+import itertools
 import json
 import resource
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
-def finished_stages(record: Path) -> set[str]:
-    if not record.exists():
-        return set()
-    return {json.loads(line)["stage"] for line in record.read_text(encoding="utf-8").splitlines()}
+def read_stages(record: Path) -> dict[str, dict[str, Any]]:
+    """Returns the last entry of every stage, in the order in which they finished."""
+    stages: dict[str, dict[str, Any]] = {}
+    lines = record.read_bytes().split(b"\n") if record.exists() else []
+    for line in lines[:-1]:  # behind the last line end stands nothing, or what a killed run left of a line
+        entry = json.loads(line)
+        stages.pop(entry["stage"], None)
+        stages[entry["stage"]] = entry
+    return stages
+
+
+def add_stage(record: Path, entry: dict[str, Any]) -> None:
+    record.parent.mkdir(parents=True, exist_ok=True)
+    whole = record.read_bytes().rpartition(b"\n") if record.exists() else (b"", b"", b"")
+    staged = record.with_name(f".tmp-{record.name}")
+    staged.write_bytes(whole[0] + whole[1] + json.dumps(entry).encode() + b"\n")
+    staged.replace(record)
+
+
+def config_digests(command: list[str]) -> dict[str, str | None]:
+    """Returns the SHA-256 of every `--config` file in a command, None where there is no such file."""
+    named = [after for flag, after in itertools.pairwise(command) if flag == "--config"]
+    named += [argument.partition("=")[2] for argument in command if argument.startswith("--config=")]
+    return {
+        name: hashlib.sha256(Path(name).read_bytes()).hexdigest() if Path(name).is_file() else None for name in named
+    }
+
+
+def commit() -> str | None:
+    """Returns the commit of the code, with `-dirty` where files differ from it; None outside a git checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    try:
+        answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return answer.stdout.strip()
 
 
 def main(arguments: list[str]) -> int:
@@ -24,20 +63,25 @@ def main(arguments: list[str]) -> int:
         print(__doc__, file=sys.stderr)
         return 2
     record, stage, command = Path(arguments[0]), arguments[1], arguments[3:]
-    if stage in finished_stages(record):
+    asked = {"command": command, "configs": config_digests(command)}
+    noted = read_stages(record).get(stage)
+    # An entry from before commands were noted counts as one of this command.
+    if noted is not None and all(noted.get(key, value) == value for key, value in asked.items()):
         print(f"== {stage}: done before", file=sys.stderr)
         return 0
-    print(f"== {stage}", file=sys.stderr, flush=True)
+    print(
+        f"== {stage}{': again, its command or configuration has changed' if noted else ''}", file=sys.stderr, flush=True
+    )
+    code_ran = commit()  # files may change while the command runs
     began = time.monotonic()
     code = subprocess.run(command, check=False).returncode
     if code == 0:
+        seconds = round(time.monotonic() - began, 1)
         megabytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // (
             2**20 if sys.platform == "darwin" else 2**10
         )
-        entry = {"stage": stage, "seconds": round(time.monotonic() - began, 1), "peak_megabytes": megabytes}
-        record.parent.mkdir(parents=True, exist_ok=True)
-        with record.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        cost = {"stage": stage, "seconds": seconds, "peak_megabytes": megabytes}
+        add_stage(record, {**cost, **asked, "commit": code_ran, "date": datetime.date.today().isoformat()})
     return code
 
 

@@ -1,4 +1,4 @@
-"""Writes the dated result of recipes/scifact_cpu.sh: tables, time and memory per stage, command, hardware, commit.
+"""Writes the dated result of recipes/scifact_cpu.sh: tables, time and memory per stage, command, hardware, commits.
 
 python recipes/scifact_report.py OUTPUT [RESULT.md]
 """
@@ -7,14 +7,15 @@ import datetime
 import json
 import os
 import platform
-import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+from measured import commit, read_stages
 
 from llara.evaluate import Evaluation, markdown_table
 
 COLLECTIONS = {"scifact": "SciFact, test split", "medquad": "MedQuAD, test split by focus"}
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def hardware() -> str:
@@ -27,19 +28,26 @@ def cpu_lines() -> list[str]:
     return info.read_text(encoding="utf-8").splitlines() if info.exists() else []
 
 
-def commit() -> str:
-    answer = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    return answer.stdout.strip()
+def when(stages: list[dict[str, Any]]) -> str:
+    """Returns the days on which the stages ran; today where an old record does not say."""
+    today = datetime.date.today().isoformat()
+    dates = sorted({stage.get("date", today) for stage in stages})
+    return " to ".join(dict.fromkeys([dates[0], dates[-1]]))
+
+
+def which(stages: list[dict[str, Any]]) -> str:
+    """Returns the commits that the stages ran on; the current one where an old record does not say."""
+    now = commit()
+    commits = dict.fromkeys(stage.get("commit", now) or "unknown" for stage in stages)
+    return f"{'commit' if len(commits) == 1 else 'commits'} {', '.join(commits)}"
 
 
 def report(output: Path) -> str:
-    stages = [json.loads(line) for line in (output / "stages.jsonl").read_text(encoding="utf-8").splitlines()]
+    stages = list(read_stages(output / "stages.jsonl").values())
     minutes = sum(stage["seconds"] for stage in stages) / 60
     parts = [
         "# SciFact and MedQuAD on a CPU",
-        f"`recipes/scifact_cpu.sh`, {datetime.date.today().isoformat()}, commit {commit()}, {hardware()}; "
+        f"`recipes/scifact_cpu.sh`, {when(stages)}, {which(stages)}, {hardware()}; "
         f"{minutes:.0f} minutes in all. One seed. Differences are to `finetuned`, p by a paired two-sided "
         "randomisation test over queries; settings were chosen on dev (LOG.md).",
     ]
