@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from llara.contract import Contract
+from llara.errors import ConfigError
 from llara.model import EmbeddingModel, slot_states
 from llara.templates import RELEASE, REPLLAMA
 from tests import tiny
@@ -148,3 +149,23 @@ def test_half_precision_is_close_and_comes_out_as_float32(dtype: torch.dtype) ->
     found = model.encode(TEXTS, "passage")
     assert found.dtype == torch.float32
     assert difference(found, expected) < 0.05
+
+
+def test_dim_is_that_of_the_projected_states() -> None:
+    opt = tiny.model("opt", word_embed_proj_dim=16)
+    assert opt.dim == 16
+    assert opt.encode(["the sky"], "query").shape == (1, 16)
+
+
+def test_a_text_beyond_the_positions_is_refused() -> None:
+    gpt2 = tiny.model("gpt2", n_positions=32)
+    with pytest.raises(ConfigError, match="a passage length of 160 tokens is more than the 32 positions of tiny gpt2"):
+        gpt2.encode(["the sky"], "passage")
+    assert gpt2.encode(["the sky"], "passage", max_length=32).shape[0] == 1
+
+
+def test_vectors_have_unit_length_in_float32_also_where_the_model_runs_in_less() -> None:
+    model = tiny.model("llama")
+    model.lm.to(torch.float16)
+    norms = model.encode(["the sky is blue", "read a file"], "passage").norm(dim=1)
+    assert float((norms - 1).abs().max()) < 1e-6

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llara.config import ModelConfig
-from llara.errors import ConfigError, ModelError
+from llara.errors import ConfigError, DataError, ModelError, StorageError
 from llara.loading import load_model
 from llara.model import EmbeddingModel
 from llara.parity import Parity
@@ -21,7 +21,7 @@ from llara.training.chunks import prepare_chunks
 from llara.training.lora import add_lora, merge_lora
 from llara.training.objective import Plan, Prompts
 from tests import tiny
-from tests.training.helpers import adapt_config, log_lines, weights, write_text
+from tests.training.helpers import adapt_config, log_lines, weights, write_lines, write_text
 
 TEXTS = ["the sky is blue", "read a file line by line and close it"]
 RELEASE_TOKENS = [f"<s{i}>" for i in range(1, 17)]
@@ -43,7 +43,8 @@ def test_every_shape_of_decoder_is_adapted(
     base = tiny.save_base(tmp_path / "base", family)
     result = adapt(adapt_config(base, corpus, tmp_path / "out", steps=3, log_every=1, chunk_length=24))
     assert (result.steps, result.reused) == (3, False)
-    assert {"loss", "loss_ebae", "loss_ebar", "learning_rate"} <= result.log.keys()
+    assert {"loss", "loss_ebae", "learning_rate"} <= result.log.keys()
+    assert any("loss_ebar" in line for line in log_lines(result.output))
     assert [line["step"] for line in log_lines(result.output)] == [1, 2, 3]
     made, before = vectors(result.output, verify=True), vectors(base)
     assert torch.isfinite(made).all()
@@ -131,10 +132,10 @@ def test_max_chunks_takes_a_seeded_sample(base: Path, corpus: Path, tmp_path: Pa
     def sample(**changes: Any) -> ChunkBatches:
         return ChunkBatches(store, prompts, plan, adapt_config(base, corpus, tmp_path / "out", **changes))
 
-    assert sample().rows == len(store)
-    assert sample(max_chunks=10_000).rows == len(store)
+    per_pass = -(-len(store) // 4)
+    assert sample().batches_per_pass == sample(max_chunks=10_000).batches_per_pass == per_pass
     first, again, other = sample(max_chunks=8), sample(max_chunks=8), sample(max_chunks=8, seed=1)
-    assert first.rows == 8
+    assert first.batches_per_pass == 2
     assert torch.equal(first.batch(3)["shared"], again.batch(3)["shared"])
     assert not np.array_equal(first._sample, other._sample)
     assert len(np.unique(first._sample)) == 8
@@ -185,7 +186,7 @@ def test_merged_and_unmerged_models_give_the_same_vectors(family: str) -> None:
 def test_a_zero_update_is_refused_at_merge() -> None:
     model = tiny.model()
     peft_model = add_lora(model, adapt_config(Path("b"), Path("c"), Path("o"), lora_rank=2))
-    with pytest.raises(ModelError, match="every LoRA update is zero: the merged model would equal the base model"):
+    with pytest.raises(ModelError, match="merging LoRA changes no weight"):
         merge_lora(model, peft_model)
 
 
@@ -195,7 +196,7 @@ def test_an_update_lost_in_rounding_is_refused_at_merge() -> None:
         for name, value in peft_model.named_parameters():
             if "lora_B" in name:
                 value.fill_(1e-30)
-    with pytest.raises(ModelError, match="merging LoRA changed no weight"):
+    with pytest.raises(ModelError, match="merging LoRA changes no weight"):
         merge_lora(model, peft_model)
 
 
@@ -239,3 +240,64 @@ def test_an_adapted_model_is_adapted_again(base: Path, tmp_path: Path) -> None:
     identity = json.loads((second / "training.json").read_text())["identity"]
     assert identity["base"] == json.loads((first / "llara.json").read_text())["digest"]
     assert load_file(second / "model.safetensors").keys() == load_file(first / "model.safetensors").keys()
+
+
+def test_ebar_without_a_next_text_is_refused(base: Path, tmp_path: Path) -> None:
+    short = write_lines(
+        tmp_path / "short.jsonl", [{"_id": str(i), "text": "read a file the sky is blue"} for i in range(6)]
+    )
+    config = adapt_config(base, short, tmp_path / "out", objective="ebar", chunk_length=64)
+    with pytest.raises(DataError, match="no text has a next one, so EBAR has no target; lower --chunk-length"):
+        adapt(config)
+
+
+def test_the_number_of_chained_chunks_is_said(
+    base: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapt(adapt_config(base, corpus, tmp_path / "out", steps=1))
+    store = prepare_chunks(tmp_path / "chunks", [corpus], load(base), 16, 4)
+    assert 0 < store.chained < len(store)
+    assert f"{len(store):,} chunks, {store.chained:,} with a next text" in capsys.readouterr().err
+
+
+def test_a_long_template_gets_the_room_it_needs(base: Path, corpus: Path, tmp_path: Path) -> None:
+    prompt = "the sky is blue " * 40
+    template = tmp_path / "long.toml"
+    template.write_text(
+        f'name = "long"\n[query]\nsuffix = "{prompt}one"\nslots = ["{{eos}}"]\n'
+        f'[passage]\nsuffix = "{prompt}two"\nslots = ["{{eos}}"]\n'
+    )
+    config = adapt_config(base, corpus, tmp_path / "out", steps=1, template=str(template))
+    adapt(config)
+    model = load(config.output)
+    assert model.contract.query_length > model.bind().query.overhead > 64
+
+
+def test_chunks_beyond_the_positions_are_refused(corpus: Path, tmp_path: Path) -> None:
+    base = tiny.save_base(tmp_path / "base", "gpt2", n_positions=64)
+    with pytest.raises(ConfigError, match=r"--chunk-length with the template of .* is more than the 64 positions"):
+        adapt(adapt_config(base, corpus, tmp_path / "out", chunk_length=64))
+
+
+def test_a_model_without_a_head_stays_one(base: Path, corpus: Path, tmp_path: Path) -> None:
+    model = load(base)
+    model.has_head = False
+    model.save(tmp_path / "headless")
+    with pytest.raises(ModelError, match="holds no LM head"):
+        adapt(adapt_config(tmp_path / "headless", corpus, tmp_path / "out"))
+
+
+def test_a_full_disk_is_the_users_to_mend(
+    base: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = adapt_config(base, corpus, tmp_path / "out", save_every=2)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . PytorchStreamWriter failed writing file data/0")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("torch.save", full)
+        with pytest.raises(StorageError, match=r"cannot be written .* bytes are free"):
+            adapt(config)
+    assert not config.output.exists()
+    assert adapt(config).steps == 4

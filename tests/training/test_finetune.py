@@ -294,3 +294,37 @@ def test_a_collection_is_trained_on_its_split(base: Path, tmp_path: Path) -> Non
     result = finetune(finetune_config(base, folder, tmp_path / "out", steps=None, batch_size=1, split="dev"))
     assert result.steps == 2
     assert isinstance(Retriever.load(str(result.output), device="cpu").model, EmbeddingModel)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_lora_trains_the_rows_of_new_tokens(tied: bool, tmp_path: Path) -> None:
+    base = tiny.save_base(tmp_path / "base", tie_word_embeddings=tied)
+    train = write_lines(tmp_path / "train.jsonl", toy_rows())
+    outputs = []
+    for steps in (1, 6):
+        config = finetune_config(
+            base, train, tmp_path / f"out{steps}", template="release", lora_rank=2, steps=steps, warmup=0.0
+        )
+        finetune(config)
+        outputs.append(Retriever.load(str(config.output), device="cpu").model)
+    ids = outputs[0].tokenizer.convert_tokens_to_ids([f"<s{i}>" for i in range(1, 17)])
+    first, last = (model.lm.get_input_embeddings().weight[ids] for model in outputs)
+    assert bool(((first - last).abs().amax(dim=1) > 1e-4).all())
+
+
+def test_a_saved_model_may_get_a_template_without_branches(
+    trained: FinetuneConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = finetune_config(trained.output, trained.train[0], tmp_path / "out", template="repllama", steps=1)
+    finetune(config)
+    assert "was saved with other settings; now template repllama" in capsys.readouterr().err
+    assert Retriever.load(str(config.output), device="cpu").model.contract.template.name == "repllama"
+
+
+def test_lengths_beyond_the_positions_are_refused_before_training(tmp_path: Path) -> None:
+    base = tiny.save_base(tmp_path / "base", "gpt2", n_positions=64)
+    train = write_lines(tmp_path / "train.jsonl", toy_rows())
+    config = finetune_config(base, train, tmp_path / "out", passage_length=65)
+    with pytest.raises(ConfigError, match="a passage length of 65 tokens is more than the 64 positions"):
+        finetune(config)
+    finetune(replace(config, passage_length=64, steps=1))

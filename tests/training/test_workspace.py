@@ -62,8 +62,8 @@ def test_another_configuration_is_refused_with_what_differs(config: AdaptConfig,
 
 
 def test_an_unfinished_run_of_another_configuration_is_refused(config: AdaptConfig) -> None:
-    with Workspace(config, identity(config)):
-        pass
+    with Workspace(config, identity(config)) as work:
+        (work.folder / "checkpoint-2").mkdir()
     assert not config.output.exists()
     other = replace(config, seed=7)
     with (
@@ -154,11 +154,14 @@ def test_what_a_killed_publication_left_is_tidied_up(config: AdaptConfig, model:
     assert not work_folder(config).exists()
 
 
-@pytest.mark.parametrize("error", [ConfigError("a setting"), DataError("file", 3, "a row")])
-def test_a_mistake_before_the_first_checkpoint_leaves_nothing(config: AdaptConfig, error: Exception) -> None:
-    with pytest.raises(type(error)), Workspace(config, identity(config)):
+@pytest.mark.parametrize("error", [ConfigError("a setting"), DataError("file", 3, "a row"), KeyboardInterrupt()])
+def test_before_the_first_checkpoint_another_configuration_may_begin(config: AdaptConfig, error: BaseException) -> None:
+    with pytest.raises(type(error)), Workspace(config, identity(config)) as work:
+        (work.folder / "chunks").mkdir()
         raise error
-    assert not work_folder(config).exists()
+    mended = replace(config, learning_rate=1e-5)
+    with Workspace(mended, identity(mended)) as work:
+        assert not (work.folder / "chunks").exists()
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), StorageError("disk", "is full"), RuntimeError("ours")])
