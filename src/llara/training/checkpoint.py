@@ -15,7 +15,16 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from llara.errors import StorageError
-from llara.files import TEMPORARY, FileRecord, check_file, publish_folder, read_json, sha256_file, write_json_atomic
+from llara.files import (
+    TEMPORARY,
+    FileRecord,
+    check_file,
+    confined,
+    publish_folder,
+    read_json,
+    sha256_file,
+    write_json_atomic,
+)
 
 WEIGHTS, RECORD, SUMS = "weights.safetensors", "checkpoint.json", "sums.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -61,7 +70,7 @@ def check_checkpoint(folder: Path) -> None:
     """
     try:
         for name, record in _recorded_files(folder / RECORD).items():
-            check_file(folder / name, record, full=True)
+            check_file(confined(folder, name), record, full=True)
     except StorageError as error:
         raise StorageError(error.path, f"{error.reason}; delete {folder} to resume from the one before it") from error
 

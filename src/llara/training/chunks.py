@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from llara.data import read_documents
 from llara.errors import DataError, StorageError
-from llara.files import FileRecord, check_file, read_json, sha256_file, write_atomic, write_json_atomic
+from llara.files import FileRecord, check_file, confined, read_json, sha256_file, write_atomic, write_json_atomic
 from llara.model import EmbeddingModel
 from llara.progress import Progress
 from llara.records import Document
@@ -103,7 +103,7 @@ def prepare_chunks(
 def _check(folder: Path, done: Path) -> None:
     try:
         for name, entry in read_json(done).items():
-            check_file(folder / name, FileRecord(*entry), full=True)
+            check_file(confined(folder, name), FileRecord(*entry), full=True)
     except StorageError as error:
         raise StorageError(error.path, f"{error.reason}; delete {folder} to prepare the text again") from error
 
