@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llara.config import EncodeConfig, EvaluateConfig, IndexConfig, SearchConfig
+from llara.config import EncodeConfig, EvaluateConfig, IndexConfig, ModelConfig, SearchConfig
 from llara.data import read_rows, read_run
 from llara.encoding.manifest import record_model
 from llara.encoding.shards import write_vectors
@@ -40,11 +40,10 @@ class FakeRetriever:
     identity: dict[str, Any]
 
     @classmethod
-    def load(cls, model: str, **settings: Any) -> "FakeRetriever":
-        assert set(settings) == {"template", "bos", "dtype", "device", "trust_remote_code", "offline", "verify"}
-        if model.endswith("models/broken"):
-            raise ModelError(f"{model}: has no tokenizer")
-        cls.loaded.append(model)
+    def for_job(cls, config: ModelConfig) -> "FakeRetriever":
+        if config.model.endswith("models/broken"):
+            raise ModelError(f"{config.model}: has no tokenizer")
+        cls.loaded.append(config.model)
         return cls()
 
     def encode_queries(self, texts: Sequence[str], token_budget: int, on_batch: Callable[[int], None]) -> Any:

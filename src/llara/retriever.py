@@ -55,6 +55,11 @@ class Retriever:
             offline=offline,
             verify=verify,
         )
+        return cls.for_job(config)
+
+    @classmethod
+    def for_job(cls, config: ModelConfig) -> "Retriever":
+        """Opens the model that a job's configuration names; raises as `load` does."""
         return cls(load_model(config))
 
     @property

@@ -4,9 +4,9 @@ import contextlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,9 +21,6 @@ from llara.index.bm25 import Bm25Index
 from llara.index.build import open_index
 from llara.index.flat import FlatIndex
 from llara.records import Document, Hit, Query
-
-if TYPE_CHECKING:
-    from llara.retriever import Retriever
 
 ONE, MANY = 10, 1000  # hits per query by default: for one query, for a run
 QUERY_ID = "query"  # of a query given as text
@@ -126,8 +123,10 @@ def _encode(index: FlatIndex, texts: list[str], config: SearchConfig) -> np.ndar
     if not config.model and not is_local(model):
         where = f"{config.index} was built with {model}, which is no folder on this machine"
         raise ConfigError(f"--model: is required, {where}; name the folder or hub id of that model")
+    from llara.retriever import Retriever  # imports torch, which a search in words does not need
+
     try:
-        retriever = _load(model, config)
+        retriever = Retriever.for_job(replace(config, model=model))
     except ModelError as error:
         if config.model:
             raise
@@ -136,21 +135,6 @@ def _encode(index: FlatIndex, texts: list[str], config: SearchConfig) -> np.ndar
     with contextlib.ExitStack() as stack:
         advance = _advance(stack, "encode", len(texts))
         return retriever.encode_queries(texts, token_budget=config.token_budget, on_batch=advance)
-
-
-def _load(model: str, config: SearchConfig) -> "Retriever":
-    from llara.retriever import Retriever  # imports torch, which a search in words does not need
-
-    return Retriever.load(
-        model,
-        template=config.template,
-        bos=config.bos,
-        dtype=config.dtype,
-        device=config.device,
-        trust_remote_code=config.trust_remote_code,
-        offline=config.offline,
-        verify=config.verify,
-    )
 
 
 def _advance(stack: contextlib.ExitStack, label: str, total: int) -> Callable[[int], None]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import llara.retriever
-from llara.config import EncodeConfig
+from llara.config import EncodeConfig, ModelConfig
 from llara.encoding.encode import encode
 from llara.encoding.shards import Vectors
 from llara.errors import ConfigError, DataError, StorageError
@@ -27,8 +27,8 @@ class FakeRetriever:
         self.loaded: dict[str, Any] = {}
         self.calls: list[tuple[int, int, int | None]] = []
 
-    def load(self, model: str, **settings: Any) -> "FakeRetriever":
-        self.loaded = {"model": model, **settings}
+    def for_job(self, config: ModelConfig) -> "FakeRetriever":
+        self.loaded = vars(config)
         return self
 
     def encode_passages(

@@ -43,16 +43,7 @@ def encode(config: EncodeConfig) -> EncodeResult:
     total = sum(1 for _ in read_rows(config.corpus))
     from llara.retriever import Retriever
 
-    retriever = Retriever.load(
-        config.model,
-        template=config.template,
-        bos=config.bos,
-        dtype=config.dtype,
-        device=config.device,
-        trust_remote_code=config.trust_remote_code,
-        offline=config.offline,
-        verify=config.verify,
-    )
+    retriever = Retriever.for_job(config)
     length = config.passage_length or retriever.passage_length
     with Progress("encode", total, "passages") as progress:
 
