@@ -145,8 +145,8 @@ def test_the_command_it_prints_finds_something(
 ) -> None:
     monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # `main` sets it for good
     words = shlex.split(finished[0].next_command)
-    assert words[:2] == ["llara", "search"]
-    assert main(words[1:]) == 0
+    assert words[words.index("search") - 1].endswith("llara")
+    assert main(words[words.index("search") :]) == 0
     printed = capsys.readouterr().out
     ids = {document.id for document in read_documents([finished[0].output / "data"])}
     assert sum(name in printed for name in ids) >= 5

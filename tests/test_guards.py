@@ -21,7 +21,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # modules of one package may import each other, but not in a circle.
 LAYERS = (
     ("errors", "records", "config"),
-    ("files", "progress", "hardware", "templates", "contract", "batching", "data"),
+    ("files", "progress", "invocation", "hardware", "templates", "contract", "batching", "data"),
     ("masks", "losses", "model", "loading", "parity"),
     ("retriever", "encoding", "index", "search", "evaluate", "training", "verify", "doctor", "demo"),
     ("cli", "__main__"),

@@ -7,7 +7,6 @@ tells what more training alone is worth. BM25 stands beside them.
 
 import json
 import resource
-import shlex
 import shutil
 import sys
 import time
@@ -33,6 +32,7 @@ from llara.encoding.encode import encode
 from llara.evaluate import Evaluation, evaluate
 from llara.files import claim_output, json_bytes, publish_folder, save_config
 from llara.index.build import build_index
+from llara.invocation import shell_line
 from llara.progress import Progress, note
 from llara.search import search
 from llara.training.adapt import adapt
@@ -83,7 +83,7 @@ class DemoResult:
     @property
     def next_command(self) -> str:
         """The command that searches what the demo built."""
-        return shlex.join(["llara", "search", EXAMPLE, "--index", str(self.output / ARMS[-1] / "index")])
+        return shell_line(["search", EXAMPLE, "--index", self.output / ARMS[-1] / "index"])
 
     def to_json(self) -> dict[str, Any]:
         """Returns the result as JSON values."""

@@ -23,6 +23,11 @@ RUN = "import sys; from llara.cli import main; sys.exit(main(sys.argv[1:]))"
 INDEX = ["index", "--vectors", "v", "--output", "my index"]
 
 
+@pytest.fixture(autouse=True)
+def _on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llara.invocation._program", lambda: ["llara"])
+
+
 @dataclass(frozen=True)
 class Result:
     documents: int = 5183

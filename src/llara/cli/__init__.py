@@ -34,9 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LlaraError as error:
         return _mistake(str(error))
     except KeyboardInterrupt:
-        import shlex
+        from llara.invocation import shell_line
 
-        print(f"\nstopped; to resume: {shlex.join(['llara', *arguments])}", file=sys.stderr)
+        print(f"\nstopped; to resume: {shell_line(arguments)}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # Who read our output has closed it, as `head` does. Python would complain once more at exit.

@@ -3,13 +3,13 @@
 import dataclasses
 import json
 import math
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from llara.cli.hits import render_hits
 from llara.config import IndexConfig, JobConfig
+from llara.invocation import shell_line
 
 
 def show(result: Any, *, as_json: bool) -> None:
@@ -113,4 +113,4 @@ def next_command(name: str, config: JobConfig, result: Any) -> str | None:
                 "RUN",
             ]
         )
-    return shlex.join(["llara", *map(str, words[name])]) if name in words else None
+    return shell_line(words[name]) if name in words else None
