@@ -34,6 +34,7 @@ def test_lengths_per_side() -> None:
 )
 def test_title_joining(title: str, separator: str | None, joined: str) -> None:
     assert Contract(title_separator=separator).join_title(title, "x") == joined
+    assert Contract(title_separator=separator).join_title(title, "") == title
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,9 @@ class Contract:
         return self.query_length if side == "query" else self.passage_length
 
     def join_title(self, title: str, text: str) -> str:
-        """Returns a passage's full text; the one place where a title meets its text."""
+        """Returns a passage's full text; the one place where a title meets its text. Without text, it is the title."""
+        if not text.strip():
+            return title or text
         return f"{title}{self.title_separator}{text}" if title and self.title_separator is not None else text
 
     def with_lengths(self, query_length: int | None, passage_length: int | None) -> "Contract":

@@ -36,6 +36,8 @@ BAD_JSON = [
     (b'{"_id": "a", "text": 5}', "the field text is not text but a number"),
     (b'{"_id": "a", "text": ["x"]}', "the field text is not text but a list"),
     (b'{"_id": "a", "text": " \\n "}', "empty passage"),
+    (b'{"_id": "a", "title": " ", "text": ""}', "empty passage"),
+    (b'{"_id": "a", "title": "t"}', "no text"),
     (b'{"_id": "a", "text": "ab\\u0000c"}', "the field text holds a NUL character at offset 2"),
     (b'{"_id": "a", "text": "x", "title": 3}', "the field title is not text but a number"),
     (b'{"_id": "a", "text": "x", "title": "\\u0000"}', "the field title holds a NUL character at offset 0"),
@@ -57,6 +59,7 @@ BAD_TSV = [
     (b"\ttext", "the document id is empty"),
     (b"a b\ttext", "the document id 'a b' holds white space or a control character"),
     (b"a\t ", "empty passage"),
+    (b"a\t \t", "empty passage"),
     (b"a\tx\x00", "the row holds a NUL character at offset 3"),
     (b"a\t\xff", "not UTF-8: byte 0xff at offset 2"),
 ]
@@ -98,6 +101,12 @@ def test_a_number_of_thousands_of_digits_is_broken_json() -> None:
 def test_escaped_pairs_of_surrogates_are_characters() -> None:
     row = Row("f", 1, b'{"_id": "a", "text": "\\ud83d\\ude00 and \\\\ud83d"}', "json")
     assert parse_document(row).text == "\U0001f600 and \\ud83d"
+
+
+def test_a_title_may_stand_without_text() -> None:
+    row = Row("f", 1, b'{"_id": "a", "title": "On fire", "text": ""}', "json")
+    assert parse_document(row) == Document("a", "", "On fire", {})
+    assert parse_document(Row("f", 1, b"a\tOn fire\t", "tsv")) == Document("a", "", "On fire")
 
 
 def test_fields_beyond_the_text_become_metadata() -> None:

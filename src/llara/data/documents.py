@@ -87,15 +87,15 @@ def check_id(row: Row, value: Any, what: str = "document") -> str:
     return text
 
 
-def check_text(row: Row, value: Any, what: str, field: str = "text") -> str:
-    """Returns a text that can be encoded: not missing, not empty, without NUL."""
+def check_text(row: Row, value: Any, what: str, field: str = "text", title: str = "") -> str:
+    """Returns a text that can be encoded: not missing, without NUL, and not empty, unless a title stands for it."""
     if value is None:
         _bad(row, f"no {field}")
     if not isinstance(value, str):
         _bad(row, f"the field {field} is not text but {json_type(value)}")
     if "\x00" in value:
         _bad(row, f"the field {field} holds a NUL character at offset {value.index(chr(0))}")
-    if not value.strip():
+    if not value.strip() and not title.strip():
         _bad(row, f"empty {what}")
     return value
 
@@ -136,14 +136,14 @@ def _from_object(row: Row, fields: dict[str, Any]) -> Document:
         text = check_text(row, fields.pop("answer"), "answer", "answer")
         del fields["question"]
         return Document(document_id, text, "", fields)
-    text = check_text(row, fields.pop("text", None), "passage")
-    title = fields.pop("title", None)
+    text, title = fields.pop("text", None), fields.pop("title", None)
     if title is None:
         title = ""
     elif not isinstance(title, str):
         _bad(row, f"the field title is not text but {json_type(title)}")
     if "\x00" in title:
         _bad(row, f"the field title holds a NUL character at offset {title.index(chr(0))}")
+    text = check_text(row, text, "passage", title=title)
     if isinstance(fields.get("metadata"), dict):
         fields = {**fields.pop("metadata"), **fields}
     return Document(document_id, text, title, fields)
@@ -161,7 +161,7 @@ def _from_columns(row: Row) -> Document:
         _bad(row, f"the row holds a NUL character at offset {line.index(chr(0))}")
     title = columns[-2] if len(columns) > 2 else ""
     metadata = {"url": columns[1]} if len(columns) == 4 else {}
-    return Document(check_id(row, columns[0]), check_text(row, columns[-1], "passage"), title, metadata)
+    return Document(check_id(row, columns[0]), check_text(row, columns[-1], "passage", title=title), title, metadata)
 
 
 def _reject_constant(name: str) -> NoReturn:
