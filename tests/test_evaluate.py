@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from llara.config import EvaluateConfig
-from llara.errors import ConfigError, DataError
+from llara.errors import ConfigError, DataError, StorageError
 from llara.evaluate import (
     bootstrap_interval,
     compare,
@@ -207,3 +207,14 @@ def test_text_is_an_aligned_table() -> None:
 def test_small_pieces_of_text() -> None:
     assert [format_p(value) for value in (0.0002, 0.001, 0.0421, 1.0)] == ["p<0.001", "p=0.001", "p=0.042", "p=1.000"]
     assert markdown_table([["a", "b"], ["c", "12.5"]]) == "| a   |    b |\n| --- | ---: |\n| c   | 12.5 |"
+
+
+def test_an_output_that_is_also_an_input_is_refused(tmp_path: Path) -> None:
+    run, qrels = write_run(tmp_path / "run.txt", "q1 Q0 a 1 3.5 t"), write_qrels(tmp_path / "qrels.tsv")
+    for path in (run, qrels):
+        before = path.read_bytes()
+        with pytest.raises(ConfigError, match=r"--output: .* is also an input"):
+            evaluate(EvaluateConfig(run=(run,), qrels=qrels, output=path))
+        assert path.read_bytes() == before
+    with pytest.raises(StorageError, match="is a folder"):
+        evaluate(EvaluateConfig(run=(tmp_path / "not read",), qrels=qrels, output=tmp_path))

@@ -14,11 +14,12 @@ import pytest
 
 from llara import files
 from llara.config import EncodeConfig
-from llara.errors import DataError, StorageError
+from llara.errors import ConfigError, DataError, StorageError
 from llara.files import (
     FileRecord,
     FolderLock,
     check_file,
+    check_output,
     claim_output,
     confined,
     durability_notes,
@@ -292,3 +293,34 @@ def test_a_record_names_files_of_its_folder_only(tmp_path: Path) -> None:
         with pytest.raises(StorageError, match="which is no file name") as caught:
             confined(tmp_path, name)
         assert caught.value.path == str(tmp_path)
+
+
+def test_what_is_no_regular_file_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "null").symlink_to("/dev/null")
+    before = names(tmp_path)
+    for name, said in (("folder", "is a folder"), ("pipe", "is a device, a pipe"), ("null", "is a device, a pipe")):
+        with pytest.raises(StorageError, match=f"{name}: {said}.*choose another --output"):
+            write_atomic(tmp_path / name, b"content")
+        with pytest.raises(StorageError, match=f"{name}: {said}"):
+            check_output(tmp_path / name, [])
+    assert names(tmp_path) == before
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+
+
+def test_an_output_that_is_also_an_input_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "queries").write_text("q")
+    (tmp_path / "link").symlink_to("queries")
+    for output in (tmp_path / "queries", tmp_path / "link", tmp_path / "x" / ".." / "queries"):
+        with pytest.raises(ConfigError, match=r"--output: .* is also an input"):
+            check_output(output, [tmp_path / "other", tmp_path / "queries"])
+    check_output(tmp_path / "run", [tmp_path / "queries"])
+    (tmp_path / "beir" / "qrels").mkdir(parents=True)
+    for name in ("corpus.jsonl", "qrels/test.tsv", "last.run"):
+        (tmp_path / "beir" / name).write_text("x")
+    for name in ("corpus.jsonl", "qrels/test.tsv"):
+        with pytest.raises(ConfigError, match=f"--output: .*{name} is also an input"):
+            check_output(tmp_path / "beir" / name, [tmp_path / "beir"])
+    check_output(tmp_path / "beir" / "last.run", [tmp_path / "beir"])
+    check_output(tmp_path / "queries" / "below", [])  # left to the write, which says what is wrong

@@ -241,6 +241,20 @@ def test_mistakes_are_named(tmp_path: Path, flat: Path, words: Path) -> None:
         search(SearchConfig(index=flat, query="fox"))
 
 
+def test_an_output_that_is_also_an_input_is_refused(words: Path, queries: Path, tmp_path: Path) -> None:
+    before, settings = queries.read_bytes(), queries.rename(tmp_path / "run.toml")
+    for output, said in (
+        (settings, "is also an input"),
+        (tmp_path / "run", "is also an input"),  # its run.toml would be
+        (words / "manifest.json", "lies in the index folder"),
+    ):
+        with pytest.raises(ConfigError, match=f"--output: .* {said}"):
+            search(SearchConfig(index=words, queries=settings, output=output))
+    assert settings.read_bytes() == before
+    with pytest.raises(StorageError, match="null: is a device"):
+        search(SearchConfig(index=tmp_path / "not opened", queries=settings, output=Path("/dev/null")))
+
+
 def test_snippet_shows_the_part_that_speaks_of_the_query() -> None:
     filler = "Nothing to see here at all. " * 20
     text = f"{filler}Reading a file\nline by   line is done with open. {filler}"

@@ -13,7 +13,7 @@ from llara import progress
 from llara.config import EvaluateConfig, to_plain
 from llara.data import rank_hits, read_qrels, read_run
 from llara.errors import ConfigError, DataError, nearest
-from llara.files import write_json_atomic
+from llara.files import check_output, write_json_atomic
 from llara.records import Hit, Qrel
 
 Floats = NDArray[np.float64]
@@ -138,9 +138,12 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
 def evaluate(config: EvaluateConfig) -> Evaluation:
     """Measures `config.run` against `config.qrels`; writes the result to `config.output` where that is given.
 
-    Raises ConfigError for an unknown metric, and DataError for files that do not fit their format or share no query.
+    Raises ConfigError for an unknown metric or an output that is also an input, DataError for files that do not fit
+    their format or share no query, and StorageError for an output that cannot be written.
     """
     parse_metrics(config.metrics)  # before files are read, which may take long
+    if config.output is not None:
+        check_output(config.output, [config.qrels, *config.run])
     qrels = read_qrels(config.qrels, config.split)
     if not qrels:
         raise DataError(config.qrels, None, "holds no judgements")

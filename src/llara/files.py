@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import platform
+import stat
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from llara.config import JobConfig, to_toml
-from llara.errors import StorageError
+from llara.errors import ConfigError, StorageError
 
 TEMPORARY = ".tmp-"
 LOCK = ".lock"
@@ -95,10 +96,12 @@ def write_atomic(path: Path, chunks: bytes | Iterable[bytes | memoryview], size:
     """Publishes a file whole or not at all, and returns its record.
 
     `size` is the sum of the chunks in bytes where the caller knows it: that much space is reserved before writing.
-    A full disk, a quota or a file size limit is a `StorageError` with the path and the space needed.
+    A full disk, a quota or a file size limit is a `StorageError` with the path and the space needed; so is a path where
+    a folder, a device or a pipe stands, which the rename would replace.
     """
     if isinstance(chunks, bytes):
         chunks, size = (chunks,), len(chunks)
+    _refuse_special(path)
     temporary = temporary_path(path)
     written = 0
     try:
@@ -122,6 +125,19 @@ def write_atomic(path: Path, chunks: bytes | Iterable[bytes | memoryview], size:
         with contextlib.suppress(OSError):  # whatever went wrong above is what the user must hear about
             temporary.unlink(missing_ok=True)
     return FileRecord(written, digest.hexdigest())
+
+
+def check_output(path: Path, inputs: Iterable[Path]) -> None:
+    """Says before any work whether a job may write the file `path`: ConfigError where it is one of the job's inputs.
+
+    StorageError where something stands that is no regular file.
+    """
+    _refuse_special(path)
+    for each in inputs:
+        # Of a collection, the files in its folder; a run may lie beside them.
+        parts = (part for part in each.rglob("*") if part.suffix in (".gz", ".jsonl", ".tsv"))
+        if any(path.resolve() == given.resolve() for given in (each, *parts)):
+            raise ConfigError(f"--output: {path} is also an input; give another name")
 
 
 def temporary_path(path: Path) -> Path:
@@ -339,6 +355,13 @@ def sync_folder(folder: Path) -> None:
         _notes["no folder fsync here: after a power cut the last published file may be missing"] = None
     finally:
         os.close(descriptor)
+
+
+def _refuse_special(path: Path) -> None:
+    with disk_errors(path), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        if not stat.S_ISREG(path.stat().st_mode):
+            what = "a folder" if path.is_dir() else "a device, a pipe or a socket"
+            raise StorageError(path, f"is {what}, not a file that can be written anew; choose another --output")
 
 
 def _reserve(descriptor: int, size: int) -> None:

@@ -16,7 +16,7 @@ from llara.data import read_queries, write_run
 from llara.encoding.documents import DocumentStore
 from llara.encoding.manifest import is_local
 from llara.errors import ConfigError, DataError, ModelError, StorageError
-from llara.files import write_atomic
+from llara.files import check_output, write_atomic
 from llara.index.bm25 import Bm25Index
 from llara.index.build import open_index
 from llara.index.flat import FlatIndex
@@ -56,18 +56,21 @@ def search(config: SearchConfig) -> SearchResult:
     A run holds, per query, hits by score descending, ties by document id descending; scores are float32.
 
     Raises:
-        ConfigError: An empty query, or a model that is neither given nor found where the index says it is.
+        ConfigError: An empty query, an output that is also an input or lies in the index, or a model that is neither
+            given nor found where the index says it is.
         DataError: A file of queries that does not fit its format.
         ModelError: Another model than the one that made the index.
         StorageError: A folder that is no index, is damaged, or is not there.
     """
+    if config.output is not None:
+        _check_output(config.output, config)
     queries = _read_queries(config)
     index = open_index(config.index, verify=config.verify)
     top_k = config.top_k or (MANY if config.query is None else ONE)
     run = dict(_search(index, queries, top_k, config))
     if config.output is not None:
         write_run(config.output, run)
-        write_atomic(config.output.with_name(f"{config.output.name}.toml"), to_toml(config).encode())
+        write_atomic(_settings_path(config.output), to_toml(config).encode())
     answers = () if config.query is None else _describe(run[QUERY_ID], config.query, config.index, index)
     return SearchResult(
         index=config.index,
@@ -77,6 +80,18 @@ def search(config: SearchConfig) -> SearchResult:
         output=config.output,
         answers=answers,
     )
+
+
+def _settings_path(output: Path) -> Path:
+    """Returns where the configuration of a run is kept."""
+    return output.with_name(f"{output.name}.toml")
+
+
+def _check_output(output: Path, config: SearchConfig) -> None:
+    for path in (output, _settings_path(output)):
+        check_output(path, [config.queries] if config.queries else [])
+    if output.resolve().is_relative_to(config.index.resolve()):
+        raise ConfigError(f"--output: {output} lies in the index folder, which is also an input; give another place")
 
 
 def _read_queries(config: SearchConfig) -> list[Query]:
