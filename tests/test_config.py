@@ -13,7 +13,7 @@ from llara.cli.table import COMMANDS, Command
 from llara.config import AdaptConfig, EvaluateConfig, FinetuneConfig, IndexConfig, JobConfig, SearchConfig, to_toml
 from llara.errors import ConfigError
 
-ODD = 'a "quoted" \\ path\twith\x7f ünïcode'
+ODD = 'a "quoted" \\ path\twith\x7f ünïcode \x85\u2028\U0001f600'
 VALUES: dict[str, dict[str, Any]] = {
     "demo": {"output": Path(ODD), "fast": True, "seed": 7},
     "adapt": {
@@ -61,6 +61,13 @@ def test_toml_leaves_out_what_is_not_set() -> None:
     text = to_toml(SearchConfig(query="why", index=Path("i")))
     assert "queries" not in tomllib.loads(text)
     assert tomllib.loads(text)["query"] == "why"
+
+
+def test_toml_is_readable_where_a_path_is_no_text() -> None:
+    text = to_toml(IndexConfig(output=Path("i"), corpus=(Path("caf\udce9 \U0001f600"), Path("b")), type="bm25"))
+    assert tomllib.loads(text)["corpus"] == ["caf\ufffd \U0001f600", "b"]
+    assert [line.partition(" ")[0] for line in text.splitlines() if "is not UTF-8" in line] == ["corpus"]
+    text.encode()
 
 
 def test_a_configuration_cannot_be_changed() -> None:

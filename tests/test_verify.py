@@ -13,7 +13,7 @@ from llara.files import write_json_atomic
 from llara.index.build import build_index
 from llara.loading import load_model
 from llara.retriever import Retriever
-from llara.verify import VerifyReport, verify
+from llara.verify import VerifyReport, _settings, verify
 
 FOLDERS = ("model", "vectors", "flat", "bm25")
 UNCHECKED = {".lock"}
@@ -103,6 +103,19 @@ def test_the_model_of_vectors_is_found_from_any_folder(
     assert check(copy / "ours").vectors.startswith(
         f"no vector was computed again, its model does not open: {copy / 'model'}"
     )
+
+
+def test_a_path_may_hold_any_character(made: Path, tmp_path: Path) -> None:
+    corpus = Path(shutil.copy(made / "corpus.jsonl", tmp_path / "\U0001f600.jsonl"))
+    encode(EncodeConfig(model="mini", corpus=(corpus,), output=tmp_path / "vectors"))
+    assert check(tmp_path / "vectors").vectors == "10 vectors computed again, all the same"
+
+
+def test_settings_that_are_no_toml_are_named(tmp_path: Path) -> None:
+    for content in (b'query = "\\ud83d\\ude00"\n', b"\xff"):
+        (tmp_path / "config.toml").write_bytes(content)
+        with pytest.raises(StorageError, match=r"config\.toml: cannot be read as TOML: "):
+            _settings(tmp_path)
 
 
 def test_a_model_that_is_gone_is_said_and_no_fault(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:

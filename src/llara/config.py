@@ -360,7 +360,17 @@ def to_plain(config: JobConfig) -> dict[str, Any]:
 
 
 def to_toml(config: JobConfig) -> str:
-    """Returns a configuration as a TOML file that `--config` reads back to the same configuration."""
-    # JSON's strings, numbers and booleans are also TOML's, but for DEL, which TOML wants escaped.
-    lines = (f"{name} = {json.dumps(value)}" for name, value in to_plain(config).items())
-    return "\n".join(lines).replace("\x7f", "\\u007f") + "\n"
+    """Returns a configuration as a TOML file that `--config` reads back to the same configuration.
+
+    Only a path whose bytes are not UTF-8 does not come back: TOML has no way to write it. U+FFFD stands for such a
+    byte, and a comment says so.
+    """
+    return "".join(f"{name} = {_toml_value(value)}\n" for name, value in to_plain(config).items())
+
+
+def _toml_value(value: Any) -> str:
+    # JSON's strings, numbers and booleans are also TOML's, but for DEL, which TOML wants escaped, and surrogates, which
+    # it forbids: whole characters are written as they are, and bytes that Python decoded to half a pair are replaced.
+    text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    whole = "".join("\ufffd" if "\ud800" <= char <= "\udfff" else char for char in text)
+    return whole if whole == text else f"{whole}  # \ufffd stands for a byte that is not UTF-8"

@@ -141,7 +141,10 @@ def _recompute(vectors: Vectors) -> str:
 
 def _settings(folder: Path) -> dict[str, Any]:
     file = folder / "config.toml"
-    return tomllib.loads(read_bytes(file).decode()) if file.is_file() else {}
+    try:
+        return tomllib.loads(read_bytes(file).decode()) if file.is_file() else {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise StorageError(file, f"cannot be read as TOML: {error}") from error
 
 
 def _row(vectors: Vectors, position: int) -> Any:
