@@ -218,3 +218,22 @@ def test_an_output_that_is_also_an_input_is_refused(tmp_path: Path) -> None:
         assert path.read_bytes() == before
     with pytest.raises(StorageError, match="is a folder"):
         evaluate(EvaluateConfig(run=(tmp_path / "not read",), qrels=qrels, output=tmp_path))
+
+
+def test_one_judged_query_tells_no_difference() -> None:
+    runs = {"one": {"q2": hits("q2", "x", "c")}, "two": {"q2": hits("q2", "c")}}
+    (comparison,) = compare(runs, [QRELS[2]], ("RR@10",)).comparisons
+    assert (comparison.difference, comparison.low, comparison.high, comparison.p_value) == (0.5, 0.5, 0.5, 1.0)
+
+
+def test_a_run_without_any_hit_counts_as_zero(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    full, empty = write_run(tmp_path / "full.run", "q1 Q0 a 1 3.5 t"), tmp_path / "empty.run"
+    empty.write_bytes(b"")
+    qrels = write_qrels(tmp_path / "qrels.tsv")
+    result = evaluate(EvaluateConfig(run=(full, empty), qrels=qrels, permutations=50))
+    assert result.means["full"]["RR@10"] > 0
+    assert set(result.means["empty"].values()) == {0.0}
+    assert result.without_hits["empty"] == len(result.queries)
+    assert f"empty: {len(result.queries)} judged queries have no hits and count as zero" in capsys.readouterr().err
+    alone = evaluate(EvaluateConfig(run=(empty,), qrels=qrels))
+    assert set(alone.means["empty"].values()) == {0.0}

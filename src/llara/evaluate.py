@@ -255,9 +255,9 @@ def run_names(paths: Sequence[Path]) -> list[str]:
 
 def _check_overlap(name: str, run: Mapping[str, Sequence[Hit]], judged: set[str], path: Path, qrels: Path) -> None:
     unjudged = [query for query in run if query not in judged]
-    if len(unjudged) == len(run):
-        example = f" (for example {unjudged[0]!r})" if unjudged else ""
-        raise DataError(path, None, f"none of its {len(run)} queries{example} has judgements in {qrels}")
+    if run and len(unjudged) == len(run):
+        example = f"(for example {unjudged[0]!r})"
+        raise DataError(path, None, f"none of its {len(run)} queries {example} has judgements in {qrels}")
     if unjudged:
         few = ", ".join(unjudged[:3]) + (", ..." if len(unjudged) > 3 else "")
         progress.note(f"{name}: {len(unjudged)} queries have no judgements and are left out: {few}")
@@ -314,6 +314,8 @@ def randomisation_test(ours: Floats, theirs: Floats, permutations: int, seed: in
     `ours` and `theirs` are float64 [queries]. Exact where 2^queries <= `permutations`, else sampled with the usual
     correction (hits + 1) / (permutations + 1). Source: Smucker, Allan & Carterette, CIKM 2007, section 3.
     """
+    if len(ours) < 2:  # a single difference and its reverse are equally far from zero; scipy refuses to say so
+        return 1.0
     from scipy.stats import permutation_test
 
     def mean_difference(a: Floats, b: Floats, axis: int) -> Floats:

@@ -1,5 +1,6 @@
 """Judgements and runs: formats, order of ties, scores in full, and every bad line."""
 
+import gzip
 import itertools
 import math
 import random
@@ -123,7 +124,6 @@ def test_a_run_with_a_score_that_is_no_number_is_not_written(tmp_path: Path) -> 
         ("q Q0 d 1 1e300 t\n", ":1: the score '1e300' is not a finite float32 number"),
         ("q Q0 d 1 0.5 t\nr Q0 d 1 0.5 t\nq Q0 d 2 0.4 t\n", ":3: document 'd' stands twice under query 'q'"),
         ("q Q0 d 1 0.5 t\n\n", ":2: blank line"),
-        ("", ": the file is empty"),
     ],
 )
 def test_bad_runs(write: Write, text: str, expected: str) -> None:
@@ -131,3 +131,11 @@ def test_bad_runs(write: Write, text: str, expected: str) -> None:
     with pytest.raises(DataError) as caught:
         read_run(path)
     assert str(caught.value) == f"{path}{expected}"
+
+
+def test_a_run_without_hits_reads_back(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", {"q": []})
+    (tmp_path / "run.gz").write_bytes(gzip.compress(b""))
+    assert [read_run(tmp_path / name) for name in ("run", "run.gz")] == [{}, {}]
+    with pytest.raises(DataError, match="no such file"):
+        read_run(tmp_path / "nothing")

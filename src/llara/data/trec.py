@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from llara.data.lines import read_lines
+from llara.data.lines import read_lines, read_whole
 from llara.errors import DataError
 from llara.files import write_atomic
 from llara.records import Hit, Qrel
@@ -53,9 +53,12 @@ def read_qrel_lines(path: Path) -> list[QrelLine]:
 def read_run(path: Path) -> dict[str, list[Hit]]:
     """Returns the hits of a TREC run per query, in the order of `rank_hits`; the ranks of the file are not believed.
 
-    DataError with the line for other than 6 columns, a score that is not a finite number, or a repeated document.
+    An empty file is a run too: that of queries without hits. DataError with the line for other than 6 columns, a score
+    that is not a finite number, or a repeated document.
     """
     path = Path(path)
+    if path.is_file() and not read_whole(path, 1):  # a pipe can be read only once, and is read below
+        return {}
     scores: dict[str, dict[str, float]] = {}
     for number, columns in _columns(path):
         if len(columns) != 6:
