@@ -128,10 +128,7 @@ def write_atomic(path: Path, chunks: bytes | Iterable[bytes | memoryview], size:
 
 
 def check_output(path: Path, inputs: Iterable[Path]) -> None:
-    """Says before any work whether a job may write the file `path`: ConfigError where it is one of the job's inputs.
-
-    StorageError where something stands that is no regular file.
-    """
+    """Raises, before any work, ConfigError where `path` is an input of its job, StorageError where no file can be."""
     _refuse_special(path)
     for each in inputs:
         # Of a collection, the files in its folder; a run may lie beside them.
@@ -233,10 +230,9 @@ def remove_leftovers(folder: Path) -> None:
 
 def is_unclaimed(folder: Path) -> bool:
     """Tells whether a folder is missing or holds nothing but a lock and left-overs of this package."""
+    _refuse_file(folder)
     if not folder.exists():
         return True
-    if not folder.is_dir():
-        raise StorageError(folder, "is a file, not a folder; choose another --output")
     ours = (LOCK, ".DS_Store")
     with disk_errors(folder):
         return all(path.name in ours or path.name.startswith(TEMPORARY) for path in folder.iterdir())
@@ -264,6 +260,11 @@ def claim_output(folder: Path, identity: Mapping[str, Any], what: str, record: s
         raise StorageError(folder, f"holds another kind of output ({found.get('what')}); choose another --output")
     refuse_differences(folder, found["identity"], claim["identity"])
     return True
+
+
+def _refuse_file(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise StorageError(folder, "is a file, not a folder; choose another --output")
 
 
 def foreign_folder(folder: Path) -> StorageError:
@@ -298,6 +299,7 @@ class FolderLock:
         self._descriptor = -1
 
     def __enter__(self) -> Self:
+        _refuse_file(self.path.parent)
         with disk_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             while self._descriptor < 0:

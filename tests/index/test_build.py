@@ -174,6 +174,10 @@ def test_mistakes_are_named(tmp_path: Path, vectors: Path) -> None:
 def test_folders_that_are_no_index(tmp_path: Path, vectors: Path) -> None:
     with pytest.raises(StorageError, match="no such folder; build one with: llara index --vectors VECTORS"):
         open_index(tmp_path / "nowhere")
+    with pytest.raises(StorageError, match=r"corpus\.jsonl: is a file, not an index folder; give a folder"):
+        open_index(tmp_path / "corpus.jsonl")
+    with pytest.raises(StorageError, match=r"corpus\.jsonl: is a file, not a folder; choose another --output"):
+        build_index(IndexConfig(vectors=vectors, output=tmp_path / "corpus.jsonl"))
     with pytest.raises(StorageError, match="is no index folder, it holds vectors; build an index with"):
         open_index(vectors)
 

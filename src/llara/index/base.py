@@ -86,6 +86,8 @@ class Manifest:
         StorageError says what is missing, damaged, or of another format, and how to build an index.
         """
         if not (folder / MANIFEST).is_file():
+            if folder.is_file():
+                raise StorageError(folder, "is a file, not an index folder; give a folder that llara index made")
             state = "is no finished index" if folder.is_dir() else "no such folder"
             raise StorageError(folder, f"{state}; build one with: llara index --vectors VECTORS --output {folder}")
         content = read_json(folder / MANIFEST)
