@@ -106,6 +106,8 @@ def _recompute(vectors: Vectors) -> str:
     Raises:
         StorageError: A vector that the same model does not give.
     """
+    if not len(vectors):
+        return "it holds no vector"
     import numpy as np
 
     from llara.retriever import Retriever
@@ -122,7 +124,7 @@ def _recompute(vectors: Vectors) -> str:
         return f"no vector was computed again, its model does not open: {error}"
     if any(vectors.identity.get(name) != value for name, value in retriever.identity.items()):
         return f"no vector was computed again: {model} has changed since, or runs in another type"
-    positions = np.unique(np.linspace(0, len(vectors) - 1, SAMPLE).astype(int)).tolist() if len(vectors) else []
+    positions = np.unique(np.linspace(0, len(vectors) - 1, SAMPLE).astype(int)).tolist()
     documents = [vectors.documents.get(position) for position in positions]
     again = retriever.encode_passages(
         [document.text for document in documents],
