@@ -2,8 +2,9 @@
 
     python recipes/measured.py RECORD.jsonl STAGE -- COMMAND...
 
-A stage runs again when its command, or the content of a `--config` file in it, is another than the one noted. What a
-command that was stopped had finished is kept by the command itself; its stage is then simply run again.
+A stage runs again when its command, or the content of a `--config` file in it, is another than the one noted; it may
+make other files then, so the stages noted after it are forgotten and run again, too. What a command that was stopped
+had finished is kept by the command itself; its stage is then simply run again.
 """
 
 import datetime
@@ -23,8 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def read_stages(record: Path) -> dict[str, dict[str, Any]]:
     """Returns the last entry of every stage, in the order in which they finished."""
     stages: dict[str, dict[str, Any]] = {}
-    lines = record.read_bytes().split(b"\n") if record.exists() else []
-    for line in lines[:-1]:  # behind the last line end stands nothing, or what a killed run left of a line
+    for line in _whole_lines(record):
         entry = json.loads(line)
         stages.pop(entry["stage"], None)
         stages[entry["stage"]] = entry
@@ -33,9 +33,25 @@ def read_stages(record: Path) -> dict[str, dict[str, Any]]:
 
 def add_stage(record: Path, entry: dict[str, Any]) -> None:
     record.parent.mkdir(parents=True, exist_ok=True)
-    whole = record.read_bytes().rpartition(b"\n") if record.exists() else (b"", b"", b"")
+    _replace(record, [*_whole_lines(record), json.dumps(entry).encode()])
+
+
+def forget_from(record: Path, stage: str) -> None:
+    """Drops the entries of a stage, and of every stage that was first noted after it."""
+    lines = _whole_lines(record)
+    named = [json.loads(line)["stage"] for line in lines]
+    before = set(named[: named.index(stage)])
+    _replace(record, [line for line, name in zip(lines, named, strict=True) if name in before])
+
+
+def _whole_lines(record: Path) -> list[bytes]:
+    # Behind the last line end stands nothing, or what a killed run left of a line.
+    return record.read_bytes().split(b"\n")[:-1] if record.exists() else []
+
+
+def _replace(record: Path, lines: list[bytes]) -> None:
     staged = record.with_name(f".tmp-{record.name}")
-    staged.write_bytes(whole[0] + whole[1] + json.dumps(entry).encode() + b"\n")
+    staged.write_bytes(b"".join(line + b"\n" for line in lines))
     staged.replace(record)
 
 
@@ -72,6 +88,8 @@ def main(arguments: list[str]) -> int:
     print(
         f"== {stage}{': again, its command or configuration has changed' if noted else ''}", file=sys.stderr, flush=True
     )
+    if noted is not None:
+        forget_from(record, stage)  # at once, for the command may fail or be stopped when it has changed files
     code_ran = commit()  # files may change while the command runs
     began = time.monotonic()
     code = subprocess.run(command, check=False).returncode

@@ -87,13 +87,33 @@ def test_a_stage_runs_again_when_its_command_or_configuration_has_changed(tmp_pa
     for _ in range(2):
         measured(record, "one", *append[:3], f"--config={config}")
     assert made.read_text() == "xxx"
-    assert len(entries(record)) == 3
+    assert len(entries(record)) == 1
     # Another commit alone is no reason, and entries of before commands were noted count.
     record.write_text(json.dumps({**entries(record)[-1], "commit": "0000000"}) + "\n")
     measured(record, "one", *append[:3], f"--config={config}")
     record.write_text('{"stage": "one", "seconds": 1.0, "peak_megabytes": 9}\n')
     measured(record, "one", *append)
     assert made.read_text() == "xxx"
+
+
+def test_what_came_after_a_stage_that_runs_again_runs_again(tmp_path: Path) -> None:
+    record, made = tmp_path / "stages.jsonl", tmp_path / "made"
+
+    def recipe(change: str = "") -> str:
+        for stage in ("one", "two", "three", "four"):
+            end = change if stage == "two" else ""
+            code = f"open({str(made)!r}, 'a').write({stage[:2]!r}); {end}"
+            if measured(record, stage, sys.executable, "-c", code).returncode:
+                break
+        return made.read_text()
+
+    assert recipe() == recipe() == "ontwthfo"
+    assert recipe("pass") == recipe("pass") == "ontwthfo" + "twthfo"
+    assert [entry["stage"] for entry in entries(record)] == ["one", "two", "three", "four"]
+    # It failed: nothing that stands on it counts as done, not even with the command of before.
+    assert recipe("raise SystemExit(3)") == "ontwthfo" + "twthfo" + "tw"
+    assert [entry["stage"] for entry in entries(record)] == ["one"]
+    assert recipe("pass") == "ontwthfo" + "twthfo" + "tw" + "twthfo"
 
 
 def test_a_line_that_a_killed_run_left_unfinished_is_written_anew(tmp_path: Path) -> None:
