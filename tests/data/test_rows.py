@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -96,6 +97,34 @@ def test_row_data_covers_an_id_that_comes_from_a_name(write: Write, tmp_path: Pa
     assert next(read_rows([tmp_path / "x"])).data == b"a.txt\nsame"
 
 
+def ids(*paths: Path) -> list[str]:
+    return [parse_document(row).id for row in read_rows(paths)]
+
+
+def test_text_files_of_one_name_are_told_apart_by_their_folders(write: Write) -> None:
+    a, b, other = write("my a/notes.txt", "1\n\n2"), write("b/notes.txt.gz", "3"), write("b/more.txt", "4")
+    assert ids(a, b, other) == ["my%20a/notes-1", "my%20a/notes-2", "b/notes-1", "more-1"]
+    assert ids(a, other) == ["notes-1", "notes-2", "more-1"]
+    deep = [write("x/a/notes.txt", "1"), write("y/a/notes.txt", "2")]
+    assert ids(*deep) == ["x/a/notes-1", "y/a/notes-1"]
+    alike = write("b/notes.md", "5")
+    assert ids(b, alike) == [as_id(f"{path.as_posix()}") + "-1" for path in (b, alike)]
+    assert ids(a, a)[0] == "notes-1"  # the same file twice is a mistake, which the repeated ids show
+
+
+def test_text_files_without_a_folder_in_their_path(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(write("notes.txt", "1").parent)
+    write("b/notes.txt", "2")
+    assert ids(Path("notes.txt"), Path("b/notes.txt")) == ["notes-1", "b/notes-1"]
+
+
+def test_text_folders_that_share_a_name_are_told_apart(write: Write) -> None:
+    folders = [write(f"{name}/notes.txt", name).parent for name in ("a", "b")]
+    third = write("c/else.txt", "c").parent
+    write("b/sub/x.txt", "x")
+    assert ids(*folders, third) == ["a/notes.txt", "b/notes.txt", "b/sub/x.txt", "else.txt"]
+
+
 def test_as_id_leaves_no_white_space() -> None:
     assert as_id("plain/Name_1.txt") == "plain/Name_1.txt"
     assert as_id("a b\tc%d\xa0é\udcff") == "a%20b%09c%25d%C2%A0é%FF"
@@ -128,6 +157,14 @@ def test_files_without_rows_say_why(write: Write, tmp_path: Path) -> None:
     assert failure(tmp_path / "folder") == (
         f"{tmp_path / 'folder'}: the folder holds no corpus: neither corpus.jsonl (or .jsonl.gz) nor a .txt file"
     )
+
+
+def test_a_pipe_is_refused(tmp_path: Path) -> None:
+    for name in ("c.jsonl", "c.txt", "c"):
+        os.mkfifo(tmp_path / name)
+        assert failure(tmp_path / name) == (
+            f"{tmp_path / name}: is no regular file but a pipe or a device; save it to a file first"
+        )
 
 
 def test_unknown_formats_name_the_known_ones(write: Write) -> None:

@@ -35,13 +35,15 @@ def plain_name(path: Path) -> str:
 def open_bytes(path: Path) -> Iterator[BinaryIO | gzip.GzipFile]:
     """Opens a plain or gzip file, told apart by the first bytes, for a name may lie. DataError where it cannot be."""
     try:
+        if path.exists() and not path.is_dir() and not path.is_file():
+            # Every pass over the data opens its files anew, and what a pipe gave is gone then.
+            raise DataError(path, None, "is no regular file but a pipe or a device; save it to a file first")
         raw = path.open("rb")
     except FileNotFoundError:
         raise DataError(path, None, "no such file") from None
     except OSError as error:
         raise DataError(path, None, f"cannot be read: {error.strerror}") from error
     with raw:
-        # Files are expected, but a pipe works too: peek, where seek would not.
         if raw.peek(2)[:2] == _GZIP_MAGIC:
             with gzip.GzipFile(fileobj=raw, mode="rb") as unpacked:
                 # No BufferedReader around it: where the file is cut, that would lose what was unpacked before.

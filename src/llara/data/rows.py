@@ -5,6 +5,7 @@ and so that a row can be fingerprinted as it stands in the file.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -47,9 +48,15 @@ def read_rows(paths: Sequence[Path]) -> Iterator[Row]:
 
     SQuAD JSON is the exception: one JSON value, it is read whole. DataError for a file that is missing, empty,
     unreadable, cut (gzip), or of a format unknown, and for a folder that holds no corpus; never for a bad row.
+
+    Plain text has no ids of its own: a passage of a file is `<stem>-<n>`, a document of a folder is its path in there.
+    Of the files and folders of one call whose ids would be the same, the ids start with the name of the folder, or with
+    as many folders as tell them apart: `a/notes-1`, `b/notes-1`.
     """
-    for path in map(Path, paths):
-        yield from _read_one(path)
+    paths = [Path(path) for path in paths]
+    heads = _heads(paths) if len(paths) > 1 else {}
+    for path in paths:
+        yield from _read_one(path, heads.get(path))
 
 
 def format_of(path: Path) -> Format:
@@ -112,20 +119,48 @@ def _percent(char: str) -> str:
     return "".join(f"%{byte:02X}" for byte in char.encode("utf-8", "surrogateescape"))
 
 
-def _read_one(path: Path) -> Iterator[Row]:
+def _heads(paths: Sequence[Path]) -> dict[Path, str]:
+    """Returns what ids start with, for those plain text files and folders whose ids would else be found twice."""
+    names: dict[Path, set[str]] = {}
+    for path in dict.fromkeys(paths):
+        if path.is_dir():
+            if format_of(path) == "text folder":
+                names[path] = {file.relative_to(path).as_posix() for file in _text_files(path)}
+        elif _SUFFIXES.get(Path(plain_name(path)).suffix) == "text":
+            names[path] = {f"{_stem(path)}-1"}
+    counts = Counter(name for several in names.values() for name in several)
+    alike = [path for path, several in names.items() if any(counts[name] > 1 for name in several)]
+    for depth in range(1, max((len(path.parts) for path in alike), default=0) + 1):
+        heads = {path: _head(path, depth) for path in alike}
+        if len(set(heads.values())) == len(alike):
+            return heads
+    return {path: as_id(path.as_posix()) for path in alike}  # a/notes.txt and a/notes.md
+
+
+def _head(path: Path, depth: int) -> str:
+    """Returns the last `depth` folders, and of a file its stem."""
+    folders, last = (path.parts, []) if path.is_dir() else (path.parts[:-1], [_stem(path)])
+    return "/".join([*map(as_id, folders[-depth:]), *last])
+
+
+def _stem(path: Path) -> str:
+    return as_id(Path(path.name.removesuffix(".gz")).stem)
+
+
+def _read_one(path: Path, head: str | None) -> Iterator[Row]:
     match format_of(path):
         case "beir":
             corpus = beir_file(path, "corpus.jsonl")
             assert corpus is not None
             yield from _line_rows(corpus, "json")
         case "text folder":
-            yield from _folder_rows(path)
+            yield from _folder_rows(path, f"{head}/" if head else "")
         case "json lines":
             yield from _line_rows(path, "json")
         case "tsv":
             yield from _line_rows(path, "tsv")
         case "text":
-            yield from _passage_rows(path)
+            yield from _passage_rows(path, head or _stem(path))
         case "squad":
             for number, paragraph in enumerate(squad_paragraphs(path), start=1):
                 del paragraph["questions"]
@@ -141,14 +176,14 @@ def _line_rows(path: Path, kind: str) -> Iterator[Row]:
             yield Row(name, line.number, line.data, kind)
 
 
-def _passage_rows(path: Path) -> Iterator[Row]:
-    name, stem, number = str(path), as_id(Path(path.name.removesuffix(".gz")).stem), 0
+def _passage_rows(path: Path, head: str) -> Iterator[Row]:
+    name, number = str(path), 0
     for number, passage in enumerate(_passages(path), start=1):
         if any(line.oversize for line in passage):
             yield Row(name, passage[0].number, _joined(passage).oversize, "oversize")
         else:
             text = b"\n".join(line.data for line in passage)
-            yield Row(name, passage[0].number, f"{stem}-{number}\n".encode() + text, "text")
+            yield Row(name, passage[0].number, f"{head}-{number}\n".encode() + text, "text")
     if number == 0:
         raise DataError(path, None, "the file holds white space only")
 
@@ -176,14 +211,14 @@ def _joined(lines: list[Line]) -> Line:
     return Line(lines[0].number, b"", b"%d %s" % (size, checksum.encode()))
 
 
-def _folder_rows(folder: Path) -> Iterator[Row]:
+def _folder_rows(folder: Path, prefix: str) -> Iterator[Row]:
     for path in _text_files(folder):
         data = read_whole(path, MAX_LINE_BYTES + 1)
         if len(data) > MAX_LINE_BYTES:
             yield Row(str(path), 1, b"%d %s" % (len(data), digest(data).hex().encode()), "oversize")
         else:
-            head = as_id(path.relative_to(folder).as_posix())
-            yield Row(str(path), 1, head.encode() + b"\n" + data, "text")
+            document_id = prefix + as_id(path.relative_to(folder).as_posix())
+            yield Row(str(path), 1, document_id.encode() + b"\n" + data, "text")
 
 
 def _text_files(folder: Path) -> list[Path]:
