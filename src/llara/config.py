@@ -178,7 +178,8 @@ class FinetuneConfig(TrainConfig):
     """JSON lines with query, pos, neg; or a collection with judgements (BEIR folder, pairs file, SQuAD JSON).
     A path given several times counts several times."""
     split: str = "train"
-    """Split of the collections given as --train."""
+    """Split of the collections given as --train. Of a BEIR folder without dev.tsv, a fifth of the queries of `train` is
+    held back as `dev`; `train-all` takes all of them. SQuAD JSON has only `test`."""
     negatives: int = 7
     """Hard negatives per query, drawn anew each epoch; queries that have fewer use what they have."""
     temperature: float = 0.01

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llara.cli.hits import render_hits
-from llara.config import IndexConfig, JobConfig
+from llara.config import IndexConfig, JobConfig, SearchConfig
 from llara.invocation import shell_line
 
 
@@ -29,7 +29,7 @@ def to_text(result: Any) -> str:
     """Returns a result as text for people."""
     if hasattr(result, "to_text"):
         return str(result.to_text())
-    if hasattr(result, "answers") and getattr(result, "output", None) is None:
+    if getattr(result, "answers", ()) or (hasattr(result, "answers") and getattr(result, "output", None) is None):
         return render_hits(result.answers)
     values = {name: value for name, value in _fields(result).items() if value not in (None, (), {}, [])}
     width = max(map(len, values), default=0)
@@ -88,7 +88,7 @@ def next_command(name: str, config: JobConfig, result: Any) -> str | None:
     own = getattr(result, "next_command", None)
     if own:
         return str(own)
-    output, model = getattr(config, "output", None), getattr(config, "model", "")
+    output = getattr(config, "output", None)
     words: dict[str, list[Any]] = {
         "adapt": ["finetune", "--model", output, "--train", "PATH", "--output", "DIR"],
         "finetune": ["encode", "--model", output, "--corpus", "PATH", "--output", "VECTORS"],
@@ -98,19 +98,33 @@ def next_command(name: str, config: JobConfig, result: Any) -> str | None:
         "verify": ["doctor"],
         "doctor": ["demo"],
     }
-    if name == "search":
-        index = ["--index", getattr(config, "index", "INDEX")]
-        words["search"] = (
-            ["evaluate", "--run", output, "--qrels", "FILE"]
-            if output
-            else [
-                "search",
-                *(["--model", model] if model else []),
-                *index,
-                "--queries",
-                "FILE",
-                "--output",
-                "RUN",
-            ]
-        )
+    if isinstance(config, IndexConfig):
+        words["index"] += _model_flag(config.output)
+    if isinstance(config, SearchConfig):
+        words["search"] = _after_search(config)
     return shell_line(words[name]) if name in words else None
+
+
+def _after_search(config: SearchConfig) -> list[Any]:
+    if config.queries is not None and config.split is not None:  # only a collection has splits, and it has judgements
+        return ["evaluate", "--run", config.output, "--qrels", config.queries, "--split", config.split]
+    if config.queries is not None:
+        return ["evaluate", "--run", config.output, "--qrels", "FILE"]
+    model = ["--model", config.model] if config.model else []
+    return ["search", *model, "--index", config.index, "--queries", "FILE", "--output", "RUN"]
+
+
+def _model_flag(index: Path) -> list[str]:
+    """Returns what `search` must be told of the model: nothing where the index leads to a folder, or needs none."""
+    if not (index / "manifest.json").is_file():
+        return []
+    from llara.encoding.manifest import find_model, is_local
+    from llara.index.base import Manifest
+
+    manifest = Manifest.read(index)
+    if manifest.type != "flat":
+        return []
+    model = find_model(manifest.model_path, index)
+    if is_local(model):
+        return []
+    return ["--model", "MODEL" if not model or Path(model).is_absolute() else model]

@@ -1,0 +1,85 @@
+"""What is printed after a job: its hits or figures, and a next command that runs as it stands."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llara.cli.parse import config_class, field_help
+from llara.cli.show import next_command, to_text
+from llara.cli.table import COMMANDS
+from llara.config import IndexConfig, SearchConfig
+from llara.index.base import Manifest
+
+
+@pytest.fixture(autouse=True)
+def _on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llara.invocation._program", lambda: ["llara"])
+
+
+@dataclass(frozen=True)
+class Found:
+    rank: int = 1
+    score: float = 0.5
+    id: str = "d7"
+    title: str = "Rayleigh"
+    text: str = "scatters blue light"
+
+
+@dataclass(frozen=True)
+class Result:
+    output: Path | None
+    answers: tuple[Found, ...] = ()
+    hits: int = 0
+
+
+def make_index(folder: Path, kind: str, model_path: str) -> Path:
+    folder.mkdir()
+    Manifest(kind, 1, {}, None, model_path, "x", "documents", {}).publish(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "model_path", "flag"),
+    [
+        ("flat", "org/name", " --model org/name"),
+        ("flat", "mini", ""),
+        ("flat", "./model", ""),
+        ("flat", "./gone", " --model MODEL"),
+        ("flat", "", " --model MODEL"),
+        ("bm25", "", ""),
+    ],
+)
+def test_a_search_names_the_model_that_its_index_does_not_lead_to(
+    kind: Any, model_path: str, flag: str, tmp_path: Path
+) -> None:
+    folder = make_index(tmp_path / "index", kind, model_path)
+    (folder / "model").mkdir()
+    config = IndexConfig(output=folder, type=kind, vectors=Path("v"))
+    assert next_command("index", config, None) == f"llara search 'YOUR QUESTION' --index {folder}{flag}"
+
+
+def test_a_run_of_a_split_is_evaluated_on_that_split() -> None:
+    run = {"index": Path("i"), "queries": Path("set"), "output": Path("run.trec")}
+    line = next_command("search", SearchConfig(**run, split="dev"), None)
+    assert line == "llara evaluate --run run.trec --qrels set --split dev"
+    assert next_command("search", SearchConfig(**run), None) == "llara evaluate --run run.trec --qrels FILE"
+
+
+@pytest.mark.parametrize("output", [None, Path("run.trec")])
+def test_hits_are_rendered_with_or_without_a_run(output: Path | None) -> None:
+    text = to_text(Result(output, (Found(),), 1))
+    assert "Rayleigh" in text and "scatters blue light" in text and "Found(" not in text
+    config = SearchConfig(query="why", index=Path("i"), output=output, model="m")
+    assert next_command("search", config, None) == "llara search --model m --index i --queries FILE --output RUN"
+
+
+def test_a_run_is_shown_in_figures() -> None:
+    assert to_text(Result(Path("run.trec"))) == "output  run.trec\nhits    0"
+
+
+def test_the_help_of_split_says_what_is_held_back() -> None:
+    finetune = next(command for command in COMMANDS if command.name == "finetune")
+    text = field_help(config_class(finetune))["split"]
+    assert all(name in text for name in ("a fifth", "`train-all`", "SQuAD JSON has only `test`"))
