@@ -1,7 +1,8 @@
 import json
+import shutil
 import sys
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,12 +12,14 @@ import pytest
 
 from llara.config import EncodeConfig, EvaluateConfig, IndexConfig, ModelConfig, SearchConfig
 from llara.data import read_rows, read_run
+from llara.encoding.documents import DocumentStore
 from llara.encoding.manifest import record_model
-from llara.encoding.shards import write_vectors
+from llara.encoding.shards import write_documents, write_vectors
 from llara.errors import ConfigError, DataError, ModelError, StorageError
 from llara.evaluate import evaluate
+from llara.index.bm25 import Bm25Index
 from llara.index.build import build_index
-from llara.records import Document
+from llara.records import Document, Hit
 from llara.search import Found, search, snippet
 
 IDENTITY = {"model_fingerprint": "abc", "dtype": "float32", "dim": 4, "contract": {"bos": True}}
@@ -225,6 +228,50 @@ def test_texts_that_are_gone_cost_no_hits(flat: Path, tmp_path: Path, capsys: py
     result = search(SearchConfig(index=flat, query="silver"))
     assert (result.answers[0].id, result.answers[0].text) == ("d2", "")
     assert "texts cannot be shown" in capsys.readouterr().err
+
+
+def test_texts_are_read_where_the_hits_stand(words: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("searched by id")
+
+    monkeypatch.setattr(DocumentStore, "find", refuse)
+    assert search(SearchConfig(index=words, query="silver")).answers[0].title == "Silver"
+
+
+def test_texts_are_found_in_a_store_of_another_order(flat: Path, corpus: Path, tmp_path: Path) -> None:
+    rows = corpus.read_text().splitlines(keepends=True)
+    corpus.write_text("".join([rows[2], rows[0]]))
+    shutil.rmtree(tmp_path / "vectors")
+    write_documents(tmp_path / "vectors", read_rows([corpus]))
+    answers = search(SearchConfig(index=flat, query="silver dog")).answers
+    assert {each.id: (each.title, each.text) for each in answers} == {**TEXTS, "d1": ("", "")}
+
+
+def test_the_hits_of_a_run_are_not_held(
+    words: Path, queries: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llara.search._BLOCK", 1)
+    asked: list[str] = []
+    plain = Bm25Index.search
+
+    def watched(self: Bm25Index, block: Sequence[str], top_k: int) -> Any:
+        asked.extend(block)
+        return plain(self, block, top_k)
+
+    def write(path: Path, pairs: Iterable[tuple[str, Sequence[Hit]]]) -> None:
+        for number, (query_id, _) in enumerate(pairs, 1):
+            assert (query_id, len(asked)) == (f"q{number}", number), "searched ahead of what was written"
+
+    monkeypatch.setattr(Bm25Index, "search", watched)
+    monkeypatch.setattr("llara.search.write_run", write)
+    result = search(SearchConfig(index=words, queries=queries, output=tmp_path / "run"))
+    assert (result.queries, result.hits, result.without_hits) == (3, 3, 1)
+
+
+def test_a_query_may_be_kept_as_a_run(words: Path, tmp_path: Path) -> None:
+    result = search(SearchConfig(index=words, query="silver", output=tmp_path / "run"))
+    assert (result.hits, [each.id for each in result.answers]) == (1, ["d2"])
+    assert [hit.document_id for hit in read_run(tmp_path / "run")["query"]] == ["d2"]
 
 
 def test_mistakes_are_named(tmp_path: Path, flat: Path, words: Path) -> None:

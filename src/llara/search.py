@@ -1,14 +1,13 @@
 """The job `search`: queries become a run, or one query its hits with their texts."""
 
+import collections
 import contextlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from llara import progress
 from llara.config import SearchConfig, to_toml
@@ -17,6 +16,7 @@ from llara.encoding.documents import DocumentStore
 from llara.encoding.manifest import is_local
 from llara.errors import ConfigError, DataError, ModelError, StorageError
 from llara.files import check_output, write_atomic
+from llara.index.base import Floats
 from llara.index.bm25 import Bm25Index
 from llara.index.build import open_index
 from llara.index.flat import FlatIndex
@@ -36,6 +36,28 @@ class Found(NamedTuple):
     id: str
     title: str
     text: str
+
+
+class _Ranked(NamedTuple):
+    """The hits of one query, best first, and where their documents stand in the index."""
+
+    query_id: str
+    hits: list[Hit]
+    positions: list[int]
+
+
+@dataclass
+class _Totals:
+    """Counts what passes by, so that the hits of all queries are never held at once."""
+
+    hits: int = 0
+    without_hits: int = 0
+
+    def count(self, found: Iterable[_Ranked]) -> Iterator[tuple[str, list[Hit]]]:
+        for each in found:
+            self.hits += len(each.hits)
+            self.without_hits += not each.hits
+            yield each.query_id, each.hits
 
 
 @dataclass(frozen=True)
@@ -67,16 +89,22 @@ def search(config: SearchConfig) -> SearchResult:
     queries = _read_queries(config)
     index = open_index(config.index, verify=config.verify)
     top_k = config.top_k or (MANY if config.query is None else ONE)
-    run = dict(_search(index, queries, top_k, config))
+    found: Iterable[_Ranked] = _search(index, queries, top_k, config)
+    answers: tuple[Found, ...] = ()
+    totals = _Totals()
+    if config.query is not None:
+        (only,) = found = list(found)
+        answers = _describe(only, config.query, config.index, index)
+    pairs = totals.count(found)
     if config.output is not None:
-        write_run(config.output, run)
+        write_run(config.output, pairs)
         write_atomic(_settings_path(config.output), to_toml(config).encode())
-    answers = () if config.query is None else _describe(run[QUERY_ID], config.query, config.index, index)
+    collections.deque(pairs, maxlen=0)  # counts them where nothing was written
     return SearchResult(
         index=config.index,
         queries=len(queries),
-        hits=sum(map(len, run.values())),
-        without_hits=sum(not hits for hits in run.values()),
+        hits=totals.hits,
+        without_hits=totals.without_hits,
         output=config.output,
         answers=answers,
     )
@@ -108,29 +136,37 @@ def _read_queries(config: SearchConfig) -> list[Query]:
 
 def _search(
     index: FlatIndex | Bm25Index, queries: Sequence[Query], top_k: int, config: SearchConfig
-) -> Iterator[tuple[str, list[Hit]]]:
+) -> Iterator[_Ranked]:
+    """Encodes the queries where the index needs it, at once: before a run is opened. Searches as it is iterated."""
     texts = [query.text for query in queries]
-    vectors = _encode(index, texts, config) if isinstance(index, FlatIndex) else None
+    return _rank(index, queries, _encode(index, texts, config) if isinstance(index, FlatIndex) else None, top_k)
+
+
+def _rank(
+    index: FlatIndex | Bm25Index, queries: Sequence[Query], vectors: Floats | None, top_k: int
+) -> Iterator[_Ranked]:
     with contextlib.ExitStack() as stack:
         advance = _advance(stack, "search", len(queries))
         for start in range(0, len(queries), _BLOCK):
             block = queries[start : start + _BLOCK]
             if isinstance(index, Bm25Index):
-                found = index.search(texts[start : start + _BLOCK], top_k)
+                found = index.search([query.text for query in block], top_k)
             else:
                 assert vectors is not None
                 found = index.search(vectors[start : start + _BLOCK], top_k)
             for query, scores, positions in zip(block, found.scores.tolist(), found.positions.tolist(), strict=True):
-                yield query.id, _hits(query.id, scores, positions, index)
+                yield _ranked(query.id, scores, positions, index)
             advance(len(block))
 
 
-def _hits(query_id: str, scores: list[float], positions: list[int], index: FlatIndex | Bm25Index) -> list[Hit]:
-    pairs = enumerate(zip(scores, positions, strict=True), 1)
-    return [Hit(query_id, index.ids[position], rank, score) for rank, (score, position) in pairs if position >= 0]
+def _ranked(query_id: str, scores: list[float], positions: list[int], index: FlatIndex | Bm25Index) -> _Ranked:
+    positions = [position for position in positions if position >= 0]
+    pairs = enumerate(zip(scores, positions, strict=False), 1)  # a row is filled up at its end
+    hits = [Hit(query_id, index.ids[position], rank, score) for rank, (score, position) in pairs]
+    return _Ranked(query_id, hits, positions)
 
 
-def _encode(index: FlatIndex, texts: list[str], config: SearchConfig) -> np.ndarray[Any, np.dtype[np.float32]]:
+def _encode(index: FlatIndex, texts: list[str], config: SearchConfig) -> Floats:
     model = config.model or index.model
     if not model:
         raise ConfigError("--model: is required, the index does not say which model it was built with")
@@ -187,21 +223,26 @@ def _short(value: Any) -> str:
     return f"{value[:12]}..." if isinstance(value, str) and len(value) > 40 else repr(value)
 
 
-def _describe(hits: Sequence[Hit], query: str, folder: Path, index: FlatIndex | Bm25Index) -> tuple[Found, ...]:
-    documents = [Document(hit.document_id, "") for hit in hits]
+def _describe(found: _Ranked, query: str, folder: Path, index: FlatIndex | Bm25Index) -> tuple[Found, ...]:
+    documents = [Document(hit.document_id, "") for hit in found.hits]
     try:
         store = DocumentStore.open(folder / index.manifest.documents)
-        positions = [store.find(hit.document_id) for hit in hits]
-        documents = [
-            found if position is None else store.get(position)
-            for found, position in zip(documents, positions, strict=True)
-        ]
+        documents = [_look_up(store, *each) for each in zip(documents, found.positions, strict=True)]
     except StorageError as error:  # the index is whole without its texts, so the hits are still right
         progress.note(f"texts cannot be shown: {error}")
     return tuple(
         Found(hit.rank, hit.score, hit.document_id, document.title, snippet(document.text, query))
-        for hit, document in zip(hits, documents, strict=True)
+        for hit, document in zip(found.hits, documents, strict=True)
     )
+
+
+def _look_up(store: DocumentStore, document: Document, position: int) -> Document:
+    """Returns the stored document, or the one given where the store lacks it."""
+    # A store that was made anew since may have another order; only then is it searched, every shard of it.
+    if position < len(store) and store.id(position) == document.id:
+        return store.get(position)
+    elsewhere = store.find(document.id)
+    return document if elsewhere is None else store.get(elsewhere)
 
 
 def snippet(text: str, query: str, width: int = 200) -> str:

@@ -104,6 +104,14 @@ def test_a_run_is_written_in_rank_order_whatever_the_order_given(tmp_path: Path)
     assert texts == {"q Q0 c 1 0.75 llara\nq Q0 b 2 0.5 llara\nq Q0 a 3 0.5 llara\n"}
 
 
+def test_a_run_is_written_as_its_queries_come(tmp_path: Path) -> None:
+    hits = {"q2": [Hit("q2", "d", 1, 1.5)], "q3": [], "q1": [Hit("q1", "e", 1, 0.5), Hit("q1", "d", 2, 0.25)]}
+    write_run(tmp_path / "whole", hits)
+    write_run(tmp_path / "piecewise", (pair for pair in hits.items()))
+    assert (tmp_path / "piecewise").read_bytes() == (tmp_path / "whole").read_bytes()
+    assert list(read_run(tmp_path / "piecewise")) == ["q2", "q1"]
+
+
 def test_a_run_with_a_score_that_is_no_number_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the score of document 'd' for query 'q' is nan"):
         write_run(tmp_path / "run", {"p": [Hit("p", "d", 1, 1.0)], "q": [Hit("q", "d", 1, math.nan)]})

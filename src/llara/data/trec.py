@@ -88,16 +88,19 @@ def rank_hits(query_id: str, scored: Iterable[tuple[str, float]]) -> list[Hit]:
     return [Hit(query_id, document_id, rank, score) for rank, (score, document_id) in enumerate(rounded, start=1)]
 
 
-def write_run(path: Path, hits: Mapping[str, Sequence[Hit]], tag: str = "llara") -> None:
+def write_run(
+    path: Path, hits: Mapping[str, Sequence[Hit]] | Iterable[tuple[str, Sequence[Hit]]], tag: str = "llara"
+) -> None:
     """Writes a TREC run, whole or not at all: queries in the order given, their hits in the order of `rank_hits`.
 
-    A score is the shortest decimal that reads back as the same float32. ValueError for a score that is not finite.
+    Pairs of query id and hits are taken one by one, so that a long run need not be in memory. A score is the shortest
+    decimal that reads back as the same float32. ValueError for a score that is not finite.
     """
-    write_atomic(Path(path), _run_lines(hits, tag))
+    write_atomic(Path(path), _run_lines(hits.items() if isinstance(hits, Mapping) else hits, tag))
 
 
-def _run_lines(hits: Mapping[str, Sequence[Hit]], tag: str) -> Iterator[bytes]:
-    for query_id, of_query in hits.items():
+def _run_lines(hits: Iterable[tuple[str, Sequence[Hit]]], tag: str) -> Iterator[bytes]:
+    for query_id, of_query in hits:
         lines = []
         for hit in rank_hits(query_id, ((hit.document_id, hit.score) for hit in of_query)):
             if not math.isfinite(hit.score):
