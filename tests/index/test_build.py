@@ -16,6 +16,7 @@ from llara.index.base import Manifest
 from llara.index.build import IndexResult, build_index, open_index
 from llara.index.flat import FlatIndex
 from llara.records import Document
+from tests.encoding.helpers import tree
 
 DIM = 8
 
@@ -148,6 +149,43 @@ def test_bm25_from_a_corpus_lists_bad_rows(tmp_path: Path) -> None:
     (config.output / "documents" / "shard-00000.docs").write_bytes(data)
     with pytest.raises(StorageError, match=r"shard-00000\.docs"):
         open_index(config.output, verify=True)
+
+
+@pytest.mark.parametrize("count", [3, 5])
+def test_a_finished_index_keeps_its_documents_when_the_corpus_changes(tmp_path: Path, count: int) -> None:
+    corpus = write_corpus(tmp_path / "corpus.jsonl", 4)
+    config = IndexConfig(corpus=(corpus,), output=tmp_path / "index", type="bm25")
+    build_index(config)
+    before = tree(config.output)
+    write_corpus(corpus, count)
+    with pytest.raises(StorageError, match=r"index: is complete for the corpus as it was.*choose another --output, or"):
+        build_index(config)
+    assert tree(config.output) == before
+    assert len(open_index(config.output, verify=True)) == 4
+    write_corpus(corpus, 4)
+    assert build_index(config).reused
+    assert tree(config.output) == before
+
+
+def test_an_index_made_from_vectors_is_left_alone_by_another_corpus(tmp_path: Path, vectors: Path) -> None:
+    output = tmp_path / "index"
+    build_index(IndexConfig(vectors=vectors, output=output, type="bm25"))
+    before = tree(output)
+    same = IndexConfig(corpus=(tmp_path / "corpus.jsonl",), output=output, type="bm25")
+    assert build_index(same).reused
+    write_corpus(tmp_path / "corpus.jsonl", 26)
+    with pytest.raises(StorageError, match="is complete for the corpus as it was"):
+        build_index(same)
+    assert tree(output) == before
+
+
+def test_documents_of_a_finished_index_are_repaired(tmp_path: Path) -> None:
+    config = IndexConfig(corpus=(write_corpus(tmp_path / "corpus.jsonl", 4),), output=tmp_path / "index", type="bm25")
+    build_index(config)
+    before = tree(config.output)
+    (config.output / "documents" / "shard-00000.json").unlink()
+    assert build_index(config).reused
+    assert tree(config.output) == before
 
 
 def test_bm25_is_the_same_from_vectors_and_from_the_corpus(tmp_path: Path, vectors: Path) -> None:

@@ -1,6 +1,7 @@
 """The job `index`: vectors, or words, become an index folder. Also opens one, whatever its type."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +10,16 @@ from llara import progress
 from llara.config import IndexConfig, to_toml
 from llara.data import read_rows
 from llara.encoding.documents import DocumentStore
-from llara.encoding.manifest import find_model, is_local, read_manifest, record_model, relative_path
+from llara.encoding.intake import digest_rows
+from llara.encoding.manifest import (
+    check_folder,
+    find_model,
+    is_local,
+    read_manifest,
+    read_sealed,
+    record_model,
+    relative_path,
+)
 from llara.encoding.shards import Vectors, write_documents
 from llara.errors import DataError, StorageError
 from llara.files import IDENTITY, FileRecord, FolderLock, claim_output, remove_leftovers, sha256_file, write_atomic
@@ -63,7 +73,7 @@ def build_index(config: IndexConfig) -> IndexResult:
             identity |= {"k1": config.k1, "b": config.b, "language": config.language}
         finished = claim_output(config.output, identity, "index") and (config.output / MANIFEST).exists()
         remove_leftovers(config.output)
-        source = _open_source(config, vectors)
+        source = _open_source(config, vectors, finished)
         if finished:
             return _reuse(config, source)
         return _build(config, source)
@@ -82,7 +92,7 @@ def open_index(folder: Path, *, verify: bool = False) -> FlatIndex | Bm25Index:
     raise StorageError(folder, f"is an index of type {manifest.type!r}, which this version does not know")
 
 
-def _open_source(config: IndexConfig, vectors: Vectors | None) -> _Source:
+def _open_source(config: IndexConfig, vectors: Vectors | None, finished: bool) -> _Source:
     if vectors is not None:
         # Words depend on the corpus alone, so that BM25 stays what it is when another model encodes the same corpus.
         fingerprint = vectors.fingerprint if config.type == "flat" else str(vectors.manifest["corpus"])
@@ -94,14 +104,44 @@ def _open_source(config: IndexConfig, vectors: Vectors | None) -> _Source:
             vectors.manifest["rejected"],
         )
     else:
-        folder = config.output / DOCUMENTS
         with progress.Progress("read", None, "rows") as shown:
-            write_documents(folder, read_rows(config.corpus), progress=shown, verify=config.verify)
+            folder = _finished_documents(config, shown) if finished else None
+            if folder is None:
+                folder = config.output / DOCUMENTS
+                write_documents(folder, read_rows(config.corpus), progress=shown, verify=config.verify)
         manifest = read_manifest(folder)
         source = _Source(folder, DocumentStore(folder, manifest), None, manifest["corpus"], manifest["rejected"])
     if not len(source.store):
         raise DataError(source.folder, None, f"holds no document to index ({source.rejected} rows were rejected)")
     return source
+
+
+def _finished_documents(config: IndexConfig, shown: progress.Progress) -> Path | None:
+    """Returns the documents of a finished index where they are sound; None where they are to be repaired.
+
+    A corpus that is no longer the one they were made from is a `StorageError`, and nothing has been written by then:
+    the index stays as good as it was.
+    """
+    folder = config.output / Manifest.read(config.output).documents
+    content = read_sealed(folder / MANIFEST) if (folder / MANIFEST).exists() else {}
+    if content.get("state") != "complete":
+        return None
+    if not _holds(content, config, shown):
+        what = "is complete for the corpus as it was, and the corpus has changed since"
+        raise StorageError(config.output, f"{what}; choose another --output, or delete this folder to start again")
+    return None if any(check_folder(folder, content, full=False)) else folder
+
+
+def _holds(content: Mapping[str, Any], config: IndexConfig, shown: progress.Progress) -> bool:
+    """Tells whether the manifest of a document store speaks of these rows and no others."""
+    rows, start = read_rows(config.corpus), 0
+    for entry in content["shards"]:
+        batch = list(itertools.islice(rows, entry["end"] - start))
+        if digest_rows(batch) != entry["source"]:
+            return False
+        shown.advance(len(batch))
+        start = entry["end"]
+    return next(rows, None) is None
 
 
 def _reuse(config: IndexConfig, source: _Source) -> IndexResult:
