@@ -64,7 +64,7 @@ class Size:
 
 SIZES = {
     # Three arms in less than ten minutes on two cores.
-    "default": Size(pairs=3500, queries=400, chunks=4000),
+    "default": Size(pairs=2700, queries=400, chunks=3500),
     "fast": Size(pairs=480, queries=200, chunks=512, packages=("numpy", "scipy", "email", "logging", "asyncio")),
     "full": Size(pairs=None, queries=None, chunks=None),
 }
