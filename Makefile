@@ -11,7 +11,7 @@ TEST_ENV := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 help:
 	@echo "make install   make .venv and install the locked packages into it"
-	@echo "make demo      the whole job on an embedded default; about ten minutes"
+	@echo "make demo      the whole job on an embedded default; about seven minutes"
 	@echo "make test      lint, types, and all tests"
 	@echo "make lint      ruff: rules and layout"
 	@echo "make types     mypy, strict"

@@ -17,6 +17,7 @@ from llara.data.docstrings import DocstringRow
 from llara.data.splits import split_by_module
 from llara.demo import ARMS, METRICS, DemoResult, Size, demo, write_data
 from llara.errors import StorageError
+from llara.evaluate import Comparison, Evaluation
 from llara.training.trainer import JobTrainer
 
 TINY = Size(pairs=16, queries=8, chunks=16, packages=("email", "logging"))
@@ -173,3 +174,21 @@ def test_another_mode_or_folder_is_refused(finished: tuple[DemoResult, list[str]
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(StorageError, match="not made by llara"):
         demo(DemoConfig(output=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("difference", "p_value", "words"),
+    [
+        (0.03, 0.01, "adaptation helps"),
+        (-0.03, 0.01, "adaptation hurts"),
+        (0.03, 0.2, "adaptation makes no difference"),
+    ],
+)
+def test_the_table_says_whether_adaptation_helps(difference: float, p_value: float, words: str) -> None:
+    low, high = difference - 0.02, difference + 0.02
+    other = Comparison("lm+finetuned", "finetuned", "nDCG@10", -1.0, -1.0, -1.0, 0.0)
+    found = Comparison("adapted+finetuned", "finetuned", "nDCG@10", difference, low, high, p_value)
+    evaluation = Evaluation(("nDCG@10",), (), (), {}, {}, (other, found), {}, {})
+    verdict = DemoResult(Path("demo"), evaluation, 3).verdict
+    assert words in verdict
+    assert f"{difference:+.4f}, 95 % interval {low:+.4f} to {high:+.4f}" in verdict

@@ -85,6 +85,19 @@ class DemoResult:
         """The command that searches what the demo built."""
         return shell_line(["search", EXAMPLE, "--index", self.output / ARMS[-1] / "index"])
 
+    @property
+    def verdict(self) -> str:
+        """What the table says of adaptation at this size, in one sentence."""
+        found = next(c for c in self.evaluation.comparisons if (c.run, c.metric) == (ARMS[-1], METRICS[0]))
+        if found.p_value >= 0.05:
+            effect = "makes no difference that these queries can show"
+        else:
+            effect = "helps" if found.difference > 0 else "hurts"
+        return (
+            f"At this size adaptation {effect}: {METRICS[0]} {found.difference:+.4f}, "
+            f"95 % interval {found.low:+.4f} to {found.high:+.4f}."
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Returns the result as JSON values."""
         return {
@@ -100,7 +113,7 @@ class DemoResult:
         """Returns the table, the time it took, and where things lie."""
         total = sum(self.seconds.values())
         return (
-            f"{self.evaluation.to_text()}\n\n{self.documents:,} documents; this run took {total / 60:.1f} minutes and "
+            f"{self.evaluation.to_text()}\n\n{self.verdict}\n{self.documents:,} documents; this run took {total / 60:.1f} minutes and "
             f"{self.peak_gigabytes:.1f} GB of memory at its peak\neverything lies in {self.output}"
         )
 
