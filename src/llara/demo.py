@@ -113,7 +113,8 @@ class DemoResult:
         """Returns the table, the time it took, and where things lie."""
         total = sum(self.seconds.values())
         return (
-            f"{self.evaluation.to_text()}\n\n{self.verdict}\n{self.documents:,} documents; this run took {total / 60:.1f} minutes and "
+            f"{self.evaluation.to_text()}\n\n{self.verdict}\n"
+            f"{self.documents:,} documents; this run took {total / 60:.1f} minutes and "
             f"{self.peak_gigabytes:.1f} GB of memory at its peak\neverything lies in {self.output}"
         )
 
