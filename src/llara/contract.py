@@ -106,6 +106,16 @@ def loaded_files(folder: Path) -> list[str]:
     return [name for name in folder_files(folder) if Path(name).suffix in LOADED]
 
 
+def fingerprint(checksums: Mapping[str, str], contract: Contract) -> str:
+    """Returns a SHA-256 over the contract and the files that decide what is loaded, given as name to SHA-256.
+
+    The configuration that a run keeps beside its model is left out: it names paths, and the same training elsewhere
+    makes the same model.
+    """
+    files = {name: value for name, value in checksums.items() if Path(name).suffix in LOADED}
+    return digest({"files": files, "contract": contract.to_dict()})
+
+
 def make_record(folder: Path, contract: Contract, probe: Mapping[str, Any], *, has_head: bool = True) -> dict[str, Any]:
     """Returns the content of `llara.json` for the files that lie in `folder`.
 

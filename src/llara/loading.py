@@ -47,11 +47,7 @@ def load_model(config: ModelConfig, *, for_training: bool = False, new_template:
     contract = _agree(saved, config, tokenizer, new_template=new_template)
     lm, has_head = _load_weights(folder, config)
     model = EmbeddingModel(
-        lm,
-        tokenizer,
-        saved or contract,
-        record["digest"] if record else lambda: _fingerprint(folder, contract),
-        config.model,
+        lm, tokenizer, saved or contract, lambda: _fingerprint(folder, record, contract), config.model
     )
     model.has_head = has_head and (record is None or record["has_head"])
     if record is None:
@@ -237,7 +233,11 @@ def write_contract(folder: Path, contract: Contract) -> None:
     write_json_atomic(folder / contracts.FILE_NAME, contracts.make_record(folder, contract, model.make_probe()))
 
 
-def _fingerprint(folder: Path, contract: Contract) -> str:
-    """Returns a fingerprint for a folder that has no record: its files' checksums and the contract in use."""
-    files = {name: sha256_file(folder / name) for name in contracts.loaded_files(folder)}
-    return contracts.digest({"files": files, "contract": contract.to_dict()})
+def _fingerprint(folder: Path, record: dict[str, Any] | None, contract: Contract) -> str:
+    """Returns the fingerprint of a folder as its record has it, or, without a record, of its files as they are."""
+    if record is not None:
+        saved = Contract.from_dict(record["contract"], str(folder / contracts.FILE_NAME))
+        return contracts.fingerprint({name: entry["sha256"] for name, entry in record["files"].items()}, saved)
+    return contracts.fingerprint(
+        {name: sha256_file(folder / name) for name in contracts.loaded_files(folder)}, contract
+    )
