@@ -174,9 +174,9 @@ def test_several_faults_are_one_line_each(job: Callable[..., None], capsys: pyte
 
 
 def test_the_system_s_refusals_are_mistakes(job: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
-    job(raises(PermissionError(errno.EACCES, "Permission denied", "/root/x")))
+    job(raises(PermissionError(errno.EACCES, "Permission denied", "/locked/x")))
     assert main(INDEX) == 2
-    assert capsys.readouterr().err == "error: /root/x: Permission denied\n"
+    assert capsys.readouterr().err == "error: /locked/x: Permission denied\n"
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), FileNotFoundError(errno.ENOENT, "No such file", "x"), MemoryError()])

@@ -238,7 +238,7 @@ def test_an_adapted_model_is_adapted_again(base: Path, tmp_path: Path) -> None:
     second = adapt(adapt_config(first, corpus, tmp_path / "second", steps=1, template="release")).output
     assert load(second).contract.template.name == "release"
     identity = json.loads((second / "training.json").read_text())["identity"]
-    assert identity["base"] == json.loads((first / "llara.json").read_text())["digest"]
+    assert identity["base"] == load(first).fingerprint
     assert load_file(second / "model.safetensors").keys() == load_file(first / "model.safetensors").keys()
 
 
