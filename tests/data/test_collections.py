@@ -106,6 +106,30 @@ def test_equal_questions_are_one_query_and_equal_answers_all_relevant(write: Wri
     assert collection.splits == ("train", "dev", "test")
 
 
+def test_an_answer_of_dev_or_test_is_no_positive_of_train(write: Write) -> None:
+    train, dev, test = "Gout", "Rabies", next(f"F{n}" for n in range(99) if split_by_focus(f"F{n}") == "test")
+    assert (split_by_focus(train), split_by_focus(dev)) == ("train", "dev")
+    rows = [
+        pair(1, "What is gout?", "A disease.", train),
+        pair(2, "Who treats gout?", "See your  doctor.", train),
+        pair(3, "What is gout?", "SEE your doctor.", train),
+        pair(4, "Where to read on?", "See the leaflet.", train),
+        pair(5, "Who treats rabies?", "See your doctor.", dev),
+        pair(6, "What to read?", "see the leaflet.", test),
+    ]
+    path = write("pairs.jsonl", rows)
+    collection = opened(path)
+    assert [query.text for query in collection.queries("train")] == ["What is gout?"]
+    assert [query.text for query in collection.queries("dev")] == ["Who treats rabies?"]
+    assert [query.text for query in collection.queries("test")] == ["What to read?"]
+    ids = {document.id.partition("-")[0]: document.id for document in collection.documents()}
+    assert len(ids) == 6, "the corpus stays whole"
+    assert {qrel.document_id for qrel in collection.qrels("train")} == {ids["1"]}
+    # Whoever returns the copy that stands in train has still answered the question.
+    assert {qrel.document_id for qrel in collection.qrels("dev")} == {ids["2"], ids["3"], ids["5"]}
+    assert {qrel.document_id for qrel in collection.qrels("test")} == {ids["4"], ids["6"]}
+
+
 def test_bad_pairs_name_their_line(write: Write) -> None:
     good = pair(1, "Q?", "A.")
     for bad, reason in [
@@ -158,7 +182,7 @@ def test_real_pairs_split_by_focus(shared: Path) -> None:
     path = shared / "data" / "medquad" / "pairs.jsonl.gz"
     collection = opened(path)
     assert {name: len(collection.queries(name)) for name in collection.splits} == {
-        "train": 11392,
+        "train": 11047,
         "dev": 1402,
         "test": 1551,
     }
@@ -171,6 +195,10 @@ def test_real_pairs_split_by_focus(shared: Path) -> None:
     same_text = defaultdict(set)
     for document in documents.values():
         same_text[normalise(document.text)].add(document.id)
+    held_out = {
+        normalise(documents[qrel.document_id].text) for name in ("dev", "test") for qrel in collection.qrels(name)
+    }
+    assert not held_out & {normalise(documents[qrel.document_id].text) for qrel in collection.qrels("train")}
     judged = defaultdict(set)
     for qrel in collection.qrels("test"):
         judged[qrel.query_id].add(qrel.document_id)

@@ -209,6 +209,9 @@ def _open_pairs(path: Path) -> JudgedCollection:
 
     A question asked several times within a split is one query, to which all its answers are relevant. Equal text counts
     because a system that returns the twin of the right document has answered the question.
+
+    A row of train whose answer is also one of dev or test is dropped, though its document stays: MedQuAD gives the same
+    boilerplate answer for many diseases, and a text seen as a positive in training must not be what is asked for later.
     """
     same_text: dict[bytes, list[str]] = defaultdict(list)
     answers: dict[tuple[Split, str], dict[bytes, None]] = defaultdict(dict)
@@ -227,8 +230,10 @@ def _open_pairs(path: Path) -> JudgedCollection:
         asked = (split_by_focus(str(fields.get("focus") or "")), normalise(fields["question"]))
         first.setdefault(asked, Query(f"q-{document.id}", fields["question"]))
         answers[asked][text] = None
+    held_out = {text for (split, _), texts in answers.items() if split != "train" for text in texts}
     questions: dict[str, list[tuple[Query, list[str]]]] = {"train": [], "dev": [], "test": []}
     for asked, query in first.items():
-        relevant = [document_id for text in answers[asked] for document_id in same_text[text]]
-        questions[asked[0]].append((query, relevant))
+        kept = [text for text in answers[asked] if asked[0] != "train" or text not in held_out]
+        if kept:
+            questions[asked[0]].append((query, [document_id for text in kept for document_id in same_text[text]]))
     return JudgedCollection(path, questions)
