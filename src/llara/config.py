@@ -85,9 +85,12 @@ class TrainConfig(ModelConfig):
     epochs: float = 1.0
     """Passes over the training data, where --steps is not given."""
     batch_size: int = 32
-    """Chunks (adapt) or queries (finetune) per forward pass and process."""
+    """Chunks (adapt) or queries (finetune) per batch."""
     accumulation: int = 1
-    """Forward passes per optimizer step."""
+    """Batches per optimizer step and process."""
+    token_budget: int | None = None
+    """Tokens per forward pass, padding included; default: 1024 on a CPU, whose caches it fits, 16384 on a GPU.
+    It decides how a batch is cut into passes, so memory and speed, and not what is learned."""
     learning_rate: float = 1e-4
     """Peak learning rate."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -114,6 +117,8 @@ class TrainConfig(ModelConfig):
     """Checkpoints kept while training."""
     log_every: int = 10
     """Steps between log lines."""
+    measure_every: int = 100
+    """Steps between measurements on held-out text, where the job has some; the last step is always measured."""
     report_to: tuple[str, ...] = ()
     """Logging integrations of transformers: tensorboard, wandb, trackio."""
 
@@ -129,7 +134,8 @@ class TrainConfig(ModelConfig):
         return [
             *problems,
             *([] if self.model else ["--model: is required (a folder, a hub id, or mini)"]),
-            *self._at_least(1, "steps", "batch_size", "accumulation", "save_every", "keep", "log_every"),
+            *self._at_least(1, "steps", "batch_size", "accumulation", "token_budget"),
+            *self._at_least(1, "save_every", "keep", "log_every", "measure_every"),
             *self._at_least(0, "epochs", "learning_rate", "weight_decay", "max_grad_norm", "lora_rank", "seed"),
             *self._within(0, 1, "warmup", "lora_dropout"),
         ]
@@ -190,8 +196,6 @@ class FinetuneConfig(TrainConfig):
     """Tokens of a passage, prompt included; default: what the model folder says, else 160."""
     titles: bool = True
     """Put the title in front of a passage, here and, through the model folder, everywhere after."""
-    token_budget: int | None = None
-    """Tokens per forward pass, padding included; default: 1024 on a CPU, whose caches it fits, 16384 on a GPU."""
 
     def problems(self) -> list[str]:
         """See `JobConfig.problems`."""
@@ -199,7 +203,7 @@ class FinetuneConfig(TrainConfig):
             *super().problems(),
             *([] if self.train else ["--train: is required"]),
             *self._at_least(0, "negatives"),
-            *self._at_least(1, "query_length", "passage_length", "token_budget"),
+            *self._at_least(1, "query_length", "passage_length"),
             *([] if self.temperature > 0 else [f"--temperature: must be above 0, got {self.temperature}"]),
         ]
 
