@@ -27,11 +27,53 @@ def padding_share(lengths: Sequence[int], batches: Sequence[Sequence[int]]) -> f
     return padding / total
 
 
+def mix(value: int, key: int) -> int:
+    """SplitMix64's finaliser, in whole numbers cut to 64 bits."""
+    mixed = value ^ key
+    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) % 2**64
+    return mixed ^ (mixed >> 31)
+
+
+def permutation(count: int, seed: int, number: int) -> list[int]:
+    """One cell after the other, put through the network until it is a row."""
+    keys = np.random.SeedSequence([seed, number]).generate_state(12, np.uint64).tolist()
+    columns = next(width for width in range(1, count + 1) if width * width >= count)
+    rows = -(-count // columns)
+    order = []
+    for cell in range(count):
+        while True:
+            row, column = divmod(cell, columns)
+            for turn, key in enumerate(keys):
+                if turn % 2 == 0:
+                    row = (row + mix(column, key) % rows) % rows
+                else:
+                    column = (column + mix(row, key) % columns) % columns
+            cell = row * columns + column
+            if cell < count:
+                break
+        order.append(cell)
+    return order
+
+
 def stream(count: int, length: int, seed: int) -> list[int]:
     """The first rows of the endless stream, pass after pass."""
     rows: list[int] = []
     number = 0
     while len(rows) < length:
-        rows.extend(np.random.default_rng([seed, number]).permutation(count).tolist())
+        rows.extend(permutation(count, seed, number))
         number += 1
     return rows[:length]
+
+
+def windowed_batches(lengths: Sequence[int], size: int, seed: int, window: int, number: int) -> list[list[int]]:
+    """Every batch of pass `number`."""
+    order = permutation(len(lengths), seed, number)
+    windows = [order[start : start + window * size] for start in range(0, len(order), window * size)]
+    batches: list[list[int]] = []
+    for place, rows in enumerate(windows):
+        rows = sorted(rows, key=lambda row: lengths[row])
+        parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+        shuffled = np.random.default_rng([seed, number * len(windows) + place, 1]).permutation(len(parts))
+        batches += [parts[i] for i in shuffled]
+    return batches

@@ -84,7 +84,7 @@ def record_batches(source: Any, seen: Path) -> None:
 
 def child(job: str, base: Path, data: Path, cell: Path, attempt: int, last: int | str) -> list[str]:
     moments = Moments(last)
-    source: Any = adapt_module.ChunkBatches if job == "adapt" else finetune_module.ExampleBatches
+    source: Any = adapt_module.ChunkSource if job == "adapt" else finetune_module.ExampleBatches
     record_batches(source, cell / f"seen-{attempt}.jsonl")
     source.batch = moments.watch("batch", source.batch)
     for name in ("fsync", "rename", "replace", "unlink", "rmdir", "mkdir"):

@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,10 +15,9 @@ from llara.loading import load_model
 from llara.model import EmbeddingModel
 from llara.parity import Parity
 from llara.training import adapt as adapt_module
-from llara.training.adapt import ChunkBatches, adapt
+from llara.training.adapt import adapt
 from llara.training.chunks import prepare_chunks
 from llara.training.lora import add_lora, merge_lora
-from llara.training.objective import Plan, Prompts
 from tests import tiny
 from tests.training.helpers import adapt_config, log_lines, weights, write_lines, write_text
 
@@ -120,40 +118,6 @@ def test_a_model_without_head_is_refused(base: Path, corpus: Path, tmp_path: Pat
     save_file(kept, headless / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match="holds no LM head, which adaptation projects through"):
         adapt(adapt_config(headless, corpus, tmp_path / "out"))
-
-
-def test_max_chunks_takes_a_seeded_sample(base: Path, corpus: Path, tmp_path: Path) -> None:
-    model = load(base)
-    store = prepare_chunks(tmp_path / "chunks", [corpus], model, 16, 4)
-    template = model.bind()
-    prompts = Prompts(template.passage, template.query, model.pad_id)
-    plan = Plan("ebae+ebar", True, 1.0, 0.0)
-
-    def sample(**changes: Any) -> ChunkBatches:
-        return ChunkBatches(store, prompts, plan, adapt_config(base, corpus, tmp_path / "out", **changes))
-
-    per_pass = -(-len(store) // 4)
-    assert sample().batches_per_pass == sample(max_chunks=10_000).batches_per_pass == per_pass
-    first, again, other = sample(max_chunks=8), sample(max_chunks=8), sample(max_chunks=8, seed=1)
-    assert first.batches_per_pass == 2
-    assert torch.equal(first.batch(3)["shared"], again.batch(3)["shared"])
-    assert not np.array_equal(first._sample, other._sample)
-    assert len(np.unique(first._sample)) == 8
-
-
-def test_every_pass_takes_every_chunk_once(base: Path, corpus: Path, tmp_path: Path) -> None:
-    model = load(base)
-    store = prepare_chunks(tmp_path / "chunks", [corpus], model, 16, 4)
-    template = model.bind()
-    source = ChunkBatches(
-        store,
-        Prompts(template.passage, template.query, model.pad_id),
-        Plan("ebae", True, 1.0, 0.0),
-        adapt_config(base, corpus, tmp_path / "out", max_chunks=32),
-    )
-    # A window of 16 batches of 4 is exactly two passes over 32 chunks.
-    rows = np.concatenate([source._batches.batch(number) for number in range(16)])
-    assert np.bincount(rows, minlength=32).tolist() == [2] * 32
 
 
 # LoRA ---------------------------------------------------------------------------------------------------------------

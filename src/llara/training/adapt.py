@@ -1,20 +1,19 @@
 """Stage 1, adaptation: EBAE + EBAR on plain text, no labels (Llama2Vec, section 3)."""
 
-import numpy as np
 import torch
 
-from llara.batching import WindowedBatches
 from llara.config import AdaptConfig
 from llara.errors import ConfigError, DataError, ModelError
 from llara.loading import load_model
-from llara.model import EmbeddingModel
+from llara.model import TOKEN_BUDGET, EmbeddingModel
 from llara.parity import check_branches, check_head, check_padding
 from llara.progress import note
 from llara.templates import BoundTemplate
 from llara.training.chunks import ChunkStore, fingerprint, prepare_chunks
 from llara.training.lora import add_lora, merge_lora
-from llara.training.objective import NAMES, AdaptModule, Plan, Prompts, collate
-from llara.training.trainer import Batch, JobTrainer, precision, require_one_process, steps_for
+from llara.training.objective import AdaptModule, Plan, Prompts
+from llara.training.source import ChunkSource
+from llara.training.trainer import JobTrainer, precision, require_one_process, steps_for
 from llara.training.workspace import TrainResult, Workspace, finished, identity_of
 
 
@@ -59,7 +58,8 @@ def adapt(config: AdaptConfig) -> TrainResult:
             work.folder / "chunks", config.corpus, model, config.chunk_length, config.min_chunk_length
         )
         prompts = Prompts(template.passage, template.query, model.pad_id, tuple(model.tokenizer.all_special_ids))
-        source = ChunkBatches(chunks, prompts, plan, config)
+        budget = TOKEN_BUDGET.get(model.device.type, 16384)
+        source = ChunkSource(chunks, prompts, plan, config, budget)
         _check_chain(chunks, config)
         peft_model = add_lora(model, config) if config.lora_rank else None
         steps = steps_for(config, source.batches_per_pass)
@@ -106,24 +106,3 @@ def _check_chain(chunks: ChunkStore, config: AdaptConfig) -> None:
             None,
             "no text has a next one, so EBAR has no target; lower --chunk-length",
         )
-
-
-class ChunkBatches:
-    """Batches of chunks of similar length, as a function of their number; see `WindowedBatches`."""
-
-    names: tuple[str, ...] = NAMES
-
-    def __init__(self, chunks: ChunkStore, prompts: Prompts, plan: Plan, config: AdaptConfig) -> None:
-        self.chunks, self.prompts, self.plan = chunks, prompts, plan
-        self._sample = np.arange(len(chunks))
-        if config.max_chunks is not None and config.max_chunks < len(chunks):
-            # The stream of the seed's own permutations starts elsewhere, so sample and order are independent.
-            picked = np.random.default_rng([config.seed, 2**31]).permutation(len(chunks))[: config.max_chunks]
-            self._sample = np.sort(picked)
-        self._batches = WindowedBatches(chunks.lengths[self._sample], config.batch_size, config.seed)
-        self.batches_per_pass = self._batches.per_pass
-
-    def batch(self, number: int) -> Batch:
-        """See `Source.batch`."""
-        picked = [self.chunks[int(row)] for row in self._sample[self._batches.batch(number)]]
-        return collate([chunk.text for chunk in picked], [chunk.next_text for chunk in picked], self.prompts, self.plan)
