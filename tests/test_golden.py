@@ -14,7 +14,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from llara.contract import Contract
-from llara.model import EmbeddingModel, slot_states
+from llara.model import EmbeddingModel
 from llara.templates import BoundSide
 from llara.training.objective import AdaptModule, Plan, Prompts, collate
 
@@ -85,8 +85,9 @@ def test_embeddings_in_one_pass(golden: dict[str, Any], branch: str) -> None:
     prompts, plan = prompts_of(golden), Plan("ebae+ebar", True, 0.1, 0.0)
     batch = collate(arrays(golden["text_ids"]), arrays(golden["next_text_ids"]), prompts, plan)
     with torch.no_grad():
-        states, ends = AdaptModule(model, prompts, plan).branch_states(batch)[branch]
-        found = torch.nn.functional.normalize(slot_states(states, ends, golden["slots_per_branch"]).mean(dim=1), dim=-1)
+        module = AdaptModule(model, prompts, plan)
+        slots = module.slots(batch, module.branch_states(batch), branch)
+        found = torch.nn.functional.normalize(slots.mean(dim=1), dim=-1)
     expected = torch.tensor(golden["passage_embeddings" if branch == "self" else "query_embeddings"])
     assert found.shape == expected.shape
     assert float((found - expected).abs().max()) < TOLERANCE

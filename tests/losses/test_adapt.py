@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llara.losses.adapt import language_model_loss, slot_logits, token_set_loss
+from llara.losses.adapt import language_model_loss, set_recall, slot_logits, token_set_loss
 from tests.reference import losses as slow
 
 B, D, V = 5, 8, 50
@@ -17,9 +17,15 @@ TARGETS: dict[str, list[list[int]]] = {
 }
 
 
-def flat(targets: list[list[int]]) -> tuple[Tensor, Tensor]:
+def flat(targets: list[list[int]]) -> tuple[Tensor, Tensor, Tensor]:
     rows = [row for row, tokens in enumerate(targets) for _ in tokens]
-    return torch.tensor(rows, dtype=torch.int64), torch.tensor([t for each in targets for t in each], dtype=torch.int64)
+    weights = [1 / len(tokens) for tokens in targets for _ in tokens]
+    ids = [token for tokens in targets for token in tokens]
+    return (
+        torch.tensor(rows, dtype=torch.int64),
+        torch.tensor(ids, dtype=torch.int64),
+        torch.tensor(weights, dtype=torch.float64),
+    )
 
 
 def make_head(dtype: torch.dtype) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
@@ -77,7 +83,7 @@ def test_text_without_targets_adds_nothing_and_gets_no_gradient() -> None:
 
 def test_loss_of_extreme_logits_stays_finite() -> None:
     logits = torch.tensor([[1e4, -1e4, 0.0], [300.0, 300.0, 300.0]])
-    found = token_set_loss(logits, torch.tensor([0, 1]), torch.tensor([0, 2]))
+    found = token_set_loss(logits, torch.tensor([0, 1]), torch.tensor([0, 2]), torch.ones(2))
     assert found.item() == pytest.approx(torch.log(torch.tensor(3.0)).item(), abs=1e-3)
 
 
@@ -126,3 +132,11 @@ def test_language_model_loss_without_gradients_and_without_tokens() -> None:
         assert float(language_model_loss(states[:0], labels[:0], head)) == 0
     empty = make_states(1, torch.float32)[:0, 0]
     assert language_model_loss(empty, labels[:0], head).item() == 0
+
+
+def test_recall_is_the_share_of_the_set_among_as_many_likeliest() -> None:
+    logits = torch.tensor([[5.0, 4, 3, 2, 1, 0], [0.0, 1, 2, 3, 4, 5], [9.0, 0, 0, 0, 0, 0], [1.0, 2, 3, 4, 5, 6]])
+    rows, ids = torch.tensor([0, 0, 0, 1, 3, 3]), torch.tensor([0, 2, 5, 5, 0, 1])
+    found = set_recall(logits, rows, ids)  # 2 of 3, 1 of 1, no target, 0 of 2
+    assert found.tolist() == [pytest.approx(2 / 3 + 1), 3]
+    assert set_recall(logits, rows[:0], ids[:0]).tolist() == [0, 0]

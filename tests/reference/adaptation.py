@@ -18,6 +18,15 @@ def branch_loss(model: EmbeddingModel, text: Sequence[int], side: BoundSide, tar
     return -sum((log_probabilities[token] for token in targets), start=torch.zeros(())) / len(targets)
 
 
+def branch_recall(model: EmbeddingModel, text: Sequence[int], side: BoundSide, targets: Sequence[int]) -> float:
+    """Returns the share of a text's target set among as many likeliest tokens at its slots."""
+    row = [*side.prefix, *text, *side.suffix]
+    logits = model.lm(input_ids=torch.tensor([row]), use_cache=False).logits[0, len(row) - side.slots :]
+    joined = logits.max(dim=0).values.tolist()
+    likeliest = sorted(range(len(joined)), key=lambda token: -joined[token])[: len(set(targets))]
+    return len(set(likeliest) & set(targets)) / len(set(targets))
+
+
 def text_loss(model: EmbeddingModel, prefix: Sequence[int], text: Sequence[int]) -> tuple[Tensor, int]:
     """Returns the summed cross-entropy of a text's tokens that have something before them, and their number."""
     row = [*prefix, *text]

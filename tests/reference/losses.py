@@ -6,15 +6,22 @@ import torch
 from torch import Tensor
 
 
-def token_set_loss(slot_states: Tensor, head: Callable[[Tensor], Tensor], targets: Sequence[Sequence[int]]) -> Tensor:
-    """Sum over texts of the mean over targets of `-log_softmax(max over slots of head(h))`."""
+def token_set_loss(
+    slot_states: Tensor,
+    head: Callable[[Tensor], Tensor],
+    targets: Sequence[Sequence[int]],
+    token_weights: Sequence[float] | None = None,
+) -> Tensor:
+    """Sum over texts of the weighted mean over targets of `-log_softmax(max over slots of head(h))`."""
     total = slot_states.new_zeros(())
     for states, wanted in zip(slot_states, targets, strict=True):
-        if not wanted:
+        weights = [1.0 if token_weights is None else token_weights[token] for token in wanted]
+        if not sum(weights):
             continue
         logits = torch.stack([head(state) for state in states]).max(dim=0).values
         log_probabilities = torch.log_softmax(logits, dim=-1)
-        total = total - sum(log_probabilities[token] for token in wanted) / len(wanted)
+        for token, weight in zip(wanted, weights, strict=True):
+            total = total - log_probabilities[token] * weight / sum(weights)
     return total
 
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from llara.contract import Contract
 from llara.model import EmbeddingModel
 from llara.templates import PAPER, RELEASE
-from llara.training.objective import AdaptModule, Plan, Prompts, collate, ragged
+from llara.training.objective import AdaptModule, Plan, Prompts, collate, targets_of
 from tests import tiny
-from tests.reference.adaptation import adaptation_loss
+from tests.reference.adaptation import adaptation_loss, branch_loss, branch_recall
 
 TEXTS = [[5, 6, 7, 7, 8, 9, 40], [10, 11, 10], [12, 13, 14, 15, 16, 17, 18, 19, 20, 12, 13], [30]]
 NEXT = {"some": [[21, 22, 21], [], [23, 24, 25, 26], []], "all": [[21], [22, 22], [23], [24]], "none": [[], [], [], []]}
@@ -30,9 +30,6 @@ def prompts_of(model: EmbeddingModel) -> Prompts:
 
 
 def batch_of(rows: list[list[int]], following: list[list[int]], prompts: Prompts, plan: Plan) -> dict[str, Any]:
-    def arrays(lists: list[list[int]]) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
-        return [np.array(row, dtype=np.int64) for row in lists]
-
     return collate(arrays(rows), arrays(following), prompts, plan)
 
 
@@ -179,13 +176,81 @@ def test_collate_keeps_branches_apart_where_they_run_alone() -> None:
     assert plain["text"].shape[1] == max(len(text) for text in TEXTS) + len(prompts.self_side.prefix)
 
 
-def test_ragged_targets_with_and_without_repeats() -> None:
-    targets = [np.array([3, 1, 3]), np.array([], dtype=np.int64), np.array([2])]
-    rows, ids = ragged(targets, unique=True)
+def arrays(lists: list[list[int]]) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
+    return [np.array(row, dtype=np.int64) for row in lists]
+
+
+def test_targets_stand_once_per_text_and_their_weights_sum_to_one() -> None:
+    targets = arrays([[3, 1, 3], [], [2]])
+    rows, ids, weights = targets_of(targets, unique=True)
+    assert (rows.tolist(), ids.tolist(), weights.tolist()) == ([0, 0, 2], [1, 3, 2], [0.5, 0.5, 1])
+    assert (rows.dtype, ids.dtype, weights.dtype) == (torch.int64, torch.int64, torch.float32)
+    rows, ids, weights = targets_of(targets, unique=False)
     assert (rows.tolist(), ids.tolist()) == ([0, 0, 2], [1, 3, 2])
-    rows, ids = ragged(targets, unique=False)
-    assert (rows.tolist(), ids.tolist()) == ([0, 0, 0, 2], [3, 1, 3, 2])
-    assert (rows.dtype, ids.dtype) == (torch.int64, torch.int64)
+    assert weights.tolist() == pytest.approx([1 / 3, 2 / 3, 1])
+
+
+@pytest.mark.parametrize("unique", [True, False])
+def test_targets_follow_the_weights_of_their_tokens(unique: bool) -> None:
+    table = np.array([0, 1, 0.5, 0, 2], dtype=np.float32)
+    rows, ids, weights = targets_of(arrays([[0, 3], [4, 1, 2, 4, 3], [1, 4]]), (1,), table, unique=unique)
+    assert (rows.tolist(), ids.tolist()) == ([1, 1, 2], [2, 4, 4])  # nothing left of the first; 1 is special
+    whole = 2.5 if unique else 4.5
+    assert weights.tolist() == pytest.approx([0.5 / whole, 1 - 0.5 / whole, 1])
+
+
+def test_a_text_whose_tokens_weigh_nothing_is_not_counted() -> None:
+    model = make()
+    prompts, plan = prompts_of(model), Plan("ebae+ebar", True, 1.0, 0.0)
+    table = np.linspace(0, 1, 400, dtype=np.float32)
+    table[[10, 11, 30, 21, 22]] = 0
+    batch = collate(arrays(TEXTS), arrays(NEXT["some"]), prompts, plan, table)
+    assert batch["counts"].tolist() == [2, 1, 0]
+    _, sums = AdaptModule(model, prompts, plan)(batch, batch["counts"])
+    for number, (side, targets) in enumerate(((prompts.self_side, TEXTS), (prompts.next_side, NEXT["some"]))):
+        expected = 0.0
+        for text, target in zip(TEXTS, targets, strict=True):
+            weights = {token: float(table[token]) for token in set(target)}
+            for token, weight in weights.items():
+                if weight:
+                    expected += weight / sum(weights.values()) * float(branch_loss(model, text, side, [token]).detach())
+        assert float(sums[number]) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("template", [PAPER, RELEASE], ids=["one slot", "eight slots"])
+@pytest.mark.parametrize("one_pass", [True, False])
+def test_recall_equals_the_slow_twin(template: Any, one_pass: bool) -> None:
+    model = make(template)
+    prompts, plan = prompts_of(model), Plan("ebae+ebar", one_pass, 1.0, 0.0)
+    # Targets that the model does name, or all recalls would be zero.
+    following = [
+        [int(token) for token in model.lm(torch.tensor([text])).logits[0, -1].topk(40).indices] for text in TEXTS
+    ]
+    following[1] = []
+    found = AdaptModule(model, prompts, plan).recall(batch_of(TEXTS, following, prompts, plan))
+    for number, (side, targets) in enumerate(((prompts.self_side, TEXTS), (prompts.next_side, following))):
+        each = [branch_recall(model, *pair) for pair in zip(TEXTS, [side] * 4, targets, strict=True) if pair[2]]
+        assert found[number].tolist() == pytest.approx([sum(each), len(each)], rel=1e-5)
+    assert float(found[1, 0]) > 0
+
+
+def test_recall_of_a_branch_that_is_not_trained_is_zero() -> None:
+    model = make()
+    prompts, plan = prompts_of(model), Plan("ebar", True, 1.0, 0.0)
+    found = AdaptModule(model, prompts, plan).recall(batch_of(TEXTS, NEXT["some"], prompts, plan))
+    assert found[0].tolist() == [0, 0]
+    assert float(found[1, 1]) == 2
+
+
+@pytest.mark.parametrize("one_pass", [True, False])
+def test_tokens_and_cells_are_counted(one_pass: bool) -> None:
+    prompts = prompts_of(make())
+    batch = batch_of(TEXTS, NEXT["some"], prompts, Plan("ebae+ebar", one_pass, 1.0, 1.0))
+    kinds = ("shared",) if one_pass else ("self", "next")
+    assert batch["cells"] == sum(batch[kind].numel() for kind in kinds)
+    starts = sum(len(prompts.self_side.prefix) + len(text) for text in TEXTS)
+    suffixes = len(prompts.self_side.suffix) + len(prompts.next_side.suffix)
+    assert batch["tokens"] == starts * len(kinds) + suffixes * len(TEXTS)
 
 
 def test_half_batches_add_up_to_one() -> None:

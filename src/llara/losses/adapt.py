@@ -28,23 +28,44 @@ def slot_logits(slot_states: Tensor, head: Head) -> Tensor:
     return logits.squeeze(1) if logits.shape[1] == 1 else logits.amax(dim=1)
 
 
-def token_set_loss(logits: Tensor, target_rows: Tensor, target_ids: Tensor) -> Tensor:
-    """Returns the sum over texts of `-mean over t in the target set of log_softmax(logits)_t`, a float32 scalar.
+def token_set_loss(logits: Tensor, target_rows: Tensor, target_ids: Tensor, target_weights: Tensor) -> Tensor:
+    """Returns the sum over texts of `-sum over its targets of weight x log_softmax(logits)_t`, a float32 scalar.
 
-    The targets are ragged lists in two flat tensors, so there is neither a loop over texts nor a padded target.
+    The targets are ragged lists in flat tensors, so there is neither a loop over texts nor a padded target.
     A text without targets adds nothing.
 
     Args:
         logits: float32 [B, V].
         target_rows: int64 [M], the text that each target belongs to.
         target_ids: int64 [M], token ids.
+        target_weights: float32 [M]; those of one text sum to 1.
     """
-    counts = torch.bincount(target_rows, minlength=logits.shape[0])
-    # The mean over a text's targets is a weighted sum, with weight 1/count on each of its targets.
-    weights = 1.0 / counts.clamp(min=1).to(logits.dtype)
-    mean_logits = (logits[target_rows, target_ids] * weights[target_rows]).sum()
-    normaliser = (torch.logsumexp(logits, dim=-1) * (counts > 0)).sum()
-    return normaliser - mean_logits
+    weights = target_weights.to(logits.dtype)
+    per_text = logits.new_zeros(logits.shape[0]).index_add(0, target_rows, weights)
+    normaliser = (torch.logsumexp(logits, dim=-1) * per_text).sum()
+    return normaliser - (logits[target_rows, target_ids] * weights).sum()
+
+
+def set_recall(logits: Tensor, target_rows: Tensor, target_ids: Tensor) -> Tensor:
+    """Returns the summed recall of the texts that have a target, and how many they are, float32 [2].
+
+    Recall is the share of a text's n targets among the n largest logits; among equal logits the order is undefined.
+
+    Args:
+        logits: [B, V].
+        target_rows: int64 [M], the text that each target belongs to.
+        target_ids: int64 [M], token ids, each once per text.
+    """
+    size = torch.bincount(target_rows, minlength=logits.shape[0])
+    if not len(target_rows):
+        return logits.new_zeros(2)
+    likeliest = logits.topk(int(size.max()), dim=-1).indices
+    wanted = torch.zeros_like(logits, dtype=torch.bool)
+    wanted[target_rows, target_ids] = True
+    rank = torch.arange(likeliest.shape[1], device=logits.device)
+    hits = (wanted.gather(1, likeliest) & (rank < size[:, None])).sum(dim=1)
+    has_target = size > 0
+    return torch.stack([(hits / size.clamp(min=1)).sum(), has_target.sum()]).float()
 
 
 def language_model_loss(states: Tensor, labels: Tensor, head: Head, chunk: int = 1024) -> Tensor:

@@ -1,6 +1,6 @@
 """The adaptation objective on a batch: both branches in one pass over a shared text, or one pass per branch.
 
-Shapes: B texts, W padded width, K slots, D hidden size, V vocabulary, M targets.
+Shapes: B texts, W padded width, K slots, D hidden size, V vocabulary, M targets, L tokens of a language-model term.
 """
 
 from collections.abc import Sequence
@@ -11,14 +11,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from llara.losses.adapt import language_model_loss, slot_logits, token_set_loss
+from llara.losses.adapt import language_model_loss, set_recall, slot_logits, token_set_loss
 from llara.masks import branch_layout
-from llara.model import EmbeddingModel, slot_states
+from llara.model import EmbeddingModel
 from llara.templates import BoundSide
 from llara.training.trainer import Batch, TrainModule
 
 Objective = Literal["ebae+ebar", "ebae", "ebar", "lm"]
 NAMES = ("ebae", "ebar", "lm")
+BRANCHES = ("self", "next")
 Ids = npt.NDArray[np.int64]
 
 
@@ -51,51 +52,98 @@ class Plan(NamedTuple):
         return self.one_pass and len(self.branches) == 2
 
 
-def collate(texts: Sequence[Ids], next_texts: Sequence[Ids], prompts: Prompts, plan: Plan) -> Batch:
-    """Builds one batch, padded on the right, with ragged targets as flat index lists.
+def collate(
+    texts: Sequence[Ids],
+    next_texts: Sequence[Ids],
+    prompts: Prompts,
+    plan: Plan,
+    token_weights: npt.NDArray[np.float32] | None = None,
+) -> Batch:
+    """Builds one forward pass, padded on the right; all that depends on the data's shape is settled here, on the CPU.
+
+    Positions are flat: position p of row r stands at `r * W + p`.
 
     Args:
         texts: Token ids per text, B of them.
         next_texts: Token ids of the texts after them; an empty one means that there is none.
         prompts: The template.
         plan: The objective.
+        token_weights: float32 [V], what each token of the vocabulary weighs as a target; None: all weigh the same.
 
     Returns:
-        `text_lengths` int64 [B] (prefix included), `prefix_length`, `counts` int64 [3], per branch `<b>_rows` and
-        `<b>_ids` int64 [M], and the token ids: `shared` int64 [B, W], or `self`, `next`, `text` where they run alone.
+        The token ids: `shared` int64 [B, W], or `self`, `next`, `text` where they run alone; `text_lengths` int64 [B]
+        (prefix included); `counts` int64 [3]; `tokens` and `cells`, ints, without and with padding.
+        Per branch `<b>_slots` int64 [B, K], flat positions in the branch's rows, and its targets as in `targets_of`:
+        `<b>_rows`, `<b>_ids` int64 [M], `<b>_weights` float32 [M].
+        With a language-model term `lm_slots`, `lm_ids` int64 [L]: flat positions in the first rows named above, and
+        the token after each.
     """
     prefix = np.asarray(prompts.self_side.prefix, dtype=np.int64)
     starts = [np.concatenate([prefix, text]) for text in texts]
-    suffixes = {"self": prompts.self_side.suffix, "next": prompts.next_side.suffix}
-    batch: Batch = {
-        "text_lengths": torch.tensor([len(start) for start in starts]),
-        "prefix_length": len(prefix),
-        "counts": torch.zeros(3, dtype=torch.int64),
+    lengths = np.array([len(start) for start in starts], dtype=np.int64)
+    suffixes = {
+        "self": np.asarray(prompts.self_side.suffix, dtype=np.int64),
+        "next": np.asarray(prompts.next_side.suffix, dtype=np.int64),
+        "text": np.empty(0, dtype=np.int64),
     }
-    if plan.shared:
-        both = np.asarray([*suffixes["self"], *suffixes["next"]], dtype=np.int64)
-        batch["shared"] = _pad([np.concatenate([start, both]) for start in starts], prompts.pad_id)
-    else:
-        for branch in plan.branches:
-            suffix = np.asarray(suffixes[branch], dtype=np.int64)
-            batch[branch] = _pad([np.concatenate([start, suffix]) for start in starts], prompts.pad_id)
-    if not plan.branches:
-        batch["text"] = _pad(starts, prompts.pad_id)
-    for number, (branch, targets) in enumerate((("self", texts), ("next", next_texts))):
-        if branch in plan.branches:
-            wanted = [target[~np.isin(target, prompts.special_ids)] for target in targets]
-            batch[f"{branch}_rows"], batch[f"{branch}_ids"] = ragged(wanted, unique=plan.unique_targets)
-            batch["counts"][number] = sum(1 for target in wanted if len(target))
+    suffixes["shared"] = np.concatenate([suffixes["self"], suffixes["next"]])
+    kinds = ("shared",) if plan.shared else plan.branches or ("text",)
+    counts = torch.zeros(3, dtype=torch.int64)
+    batch: Batch = {"text_lengths": torch.from_numpy(lengths), "counts": counts, "tokens": 0, "cells": 0}
+    for kind in kinds:
+        batch[kind] = _pad([np.concatenate([start, suffixes[kind]]) for start in starts], prompts.pad_id)
+        batch["tokens"] += int(lengths.sum()) + len(texts) * len(suffixes[kind])
+        batch["cells"] += batch[kind].numel()
+    for number, (branch, wanted) in enumerate((("self", texts), ("next", next_texts))):
+        if branch not in plan.branches:
+            continue
+        kind = "shared" if plan.shared else branch
+        ends = lengths + (len(suffixes[kind]) if branch == "next" else len(suffixes["self"]))
+        slots = (prompts.self_side if branch == "self" else prompts.next_side).slots
+        batch[f"{branch}_slots"] = _flat(ends[:, None] - slots + np.arange(slots), batch[kind])
+        rows, ids, weights = targets_of(wanted, prompts.special_ids, token_weights, unique=plan.unique_targets)
+        batch |= {f"{branch}_rows": rows, f"{branch}_ids": ids, f"{branch}_weights": weights}
+        counts[number] = len(np.unique(rows.numpy()))
     if plan.objective == "lm" or plan.lm_weight:
-        batch["counts"][2] = int(batch["text_lengths"].sum()) - len(starts) * max(len(prefix), 1)
+        # Without a prefix the first token has nothing before it and is left out.
+        spans = [np.arange(max(len(prefix), 1), length) for length in lengths]
+        rows_of = np.repeat(np.arange(len(texts)), [len(span) for span in spans])
+        position = np.concatenate(spans)
+        batch["lm_slots"] = torch.from_numpy(rows_of * batch[kinds[0]].shape[1] + position - 1)
+        batch["lm_ids"] = batch[kinds[0]][torch.from_numpy(rows_of), torch.from_numpy(position)]
+        counts[2] = len(position)
     return batch
 
 
-def ragged(targets: Sequence[Ids], *, unique: bool) -> tuple[Tensor, Tensor]:
-    """Returns the targets of all texts as two flat lists, int64 [M]: which text, which token."""
-    sets = [np.unique(target) if unique else target for target in targets]
-    rows = np.repeat(np.arange(len(sets)), [len(target) for target in sets])
-    return torch.from_numpy(rows), torch.from_numpy(np.concatenate(sets).astype(np.int64))
+def targets_of(
+    targets: Sequence[Ids],
+    special_ids: Sequence[int] = (),
+    token_weights: npt.NDArray[np.float32] | None = None,
+    *,
+    unique: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the targets of all texts as flat lists: which text, which token (int64 [M]), its weight (float32 [M]).
+
+    Each token stands once per text. The weights of one text sum to 1; a text of which no token weighs anything has no
+    target at all. Without `unique` a token weighs as often as it occurs.
+    """
+    rows = np.repeat(np.arange(len(targets)), [len(target) for target in targets])
+    ids = np.concatenate([*targets, np.empty(0, dtype=np.int64)]).astype(np.int64)
+    base = int(ids.max(initial=0)) + 1
+    keys, repeats = np.unique(rows * base + ids, return_counts=True)
+    rows, ids = keys // base, keys % base
+    weights = np.ones(len(ids)) if token_weights is None else token_weights[ids].astype(np.float64)
+    if not unique:
+        weights = weights * repeats
+    kept = (weights > 0) & ~np.isin(ids, special_ids)
+    rows, ids, weights = rows[kept], ids[kept], weights[kept]
+    weights /= np.bincount(rows, weights, minlength=len(targets))[rows]
+    return torch.from_numpy(rows), torch.from_numpy(ids), torch.from_numpy(weights.astype(np.float32))
+
+
+def _flat(positions: Ids, ids: Tensor) -> Tensor:
+    """Turns positions [B, K] within rows of `ids` into flat ones."""
+    return torch.from_numpy(positions + np.arange(len(positions))[:, None] * ids.shape[1])
 
 
 def _pad(rows: Sequence[Ids], pad_id: int) -> Tensor:
@@ -127,47 +175,48 @@ class AdaptModule(TrainModule):
         # A step in which no text has a next one is EBAE alone, not half of it.
         active = (counts[:2] > 0).sum().clamp(min=1).float()
         for branch in plan.branches:
-            number = ("self", "next").index(branch)
+            number = BRANCHES.index(branch)
             logits = slot_logits(self.slots(batch, states, branch), model.head)
-            total = token_set_loss(logits, batch[f"{branch}_rows"], batch[f"{branch}_ids"])
+            total = token_set_loss(logits, *self._targets(batch, branch))
             sums[number] = total.detach()
             loss = loss + plan.loss_scale * total / counts[number].clamp(min=1).float() / active
         if plan.objective == "lm" or plan.lm_weight:
             weight = 1.0 if plan.objective == "lm" else plan.lm_weight
-            total = self._language_model(batch, states)
+            hidden = next(iter(states.values())).flatten(0, 1)
+            total = language_model_loss(hidden[batch["lm_slots"]], batch["lm_ids"], model.head)
             sums[2] = total.detach()
             loss = loss + weight * total / counts[2].clamp(min=1).float()
         return loss, sums
 
-    def branch_states(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
-        """Returns per branch (or `text`) the hidden states [B, W, D] and where the branch ends, int64 [B]."""
-        model, lengths = self._model[0], batch["text_lengths"]
-        if not self.plan.shared:
-            sizes = {"self": len(self.prompts.self_side.suffix), "next": len(self.prompts.next_side.suffix), "text": 0}
-            kinds = self.plan.branches or ("text",)
-            return {
-                kind: (model.trunk(input_ids=batch[kind], attention_mask=None), lengths + sizes[kind]) for kind in kinds
-            }
-        layout = branch_layout(
-            lengths, len(self.prompts.self_side.suffix), len(self.prompts.next_side.suffix), batch["shared"].shape[1]
-        )
-        states = model.trunk(input_ids=batch["shared"], attention_mask=layout.mask, position_ids=layout.position_ids)
-        return {"self": (states, layout.self_end), "next": (states, layout.next_end)}
+    @torch.no_grad()
+    def recall(self, batch: Batch) -> Tensor:
+        """Returns how well the slots name their targets, float32 [2, 2]: per branch a sum over texts, and their number.
 
-    def slots(self, batch: Batch, states: dict[str, tuple[Tensor, Tensor]], branch: str) -> Tensor:
-        """Returns a branch's hidden states at its slots, [B, K, D]."""
-        side = self.prompts.self_side if branch == "self" else self.prompts.next_side
-        return slot_states(*states[branch], side.slots)
-
-    def _language_model(self, batch: Batch, states: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
-        """Returns the summed cross-entropy of the text's tokens, each predicted from what stands before it.
-
-        Without a prefix the first token has nothing before it and is left out.
+        A text's recall is the share of its target set, of n tokens, among the n tokens that its slots find likeliest.
+        A branch that the plan does not train stays zero.
         """
-        kind = next(iter(states))
-        hidden = states[kind][0]
-        ids = batch["shared"] if self.plan.shared else batch[kind]
-        first = max(int(batch["prefix_length"]), 1)
-        column = torch.arange(ids.shape[1] - 1, device=ids.device)
-        wanted = (column >= first - 1) & (column < batch["text_lengths"][:, None] - 1)
-        return language_model_loss(hidden[:, :-1][wanted], ids[:, 1:][wanted], self._model[0].head)
+        states = self.branch_states(batch)
+        found = torch.zeros(2, 2, device=batch["text_lengths"].device)
+        for branch in self.plan.branches:
+            logits = slot_logits(self.slots(batch, states, branch), self._model[0].head)
+            rows, ids, _ = self._targets(batch, branch)
+            found[BRANCHES.index(branch)] = set_recall(logits, rows, ids)
+        return found
+
+    def branch_states(self, batch: Batch) -> dict[str, Tensor]:
+        """Returns the hidden states [B, W, D] per branch, or of `text`; in one pass both branches have the same."""
+        model = self._model[0]
+        if not self.plan.shared:
+            kinds = self.plan.branches or ("text",)
+            return {kind: model.trunk(input_ids=batch[kind], attention_mask=None) for kind in kinds}
+        sizes = (len(self.prompts.self_side.suffix), len(self.prompts.next_side.suffix))
+        layout = branch_layout(batch["text_lengths"], *sizes, batch["shared"].shape[1])
+        states = model.trunk(input_ids=batch["shared"], attention_mask=layout.mask, position_ids=layout.position_ids)
+        return {"self": states, "next": states}
+
+    def slots(self, batch: Batch, states: dict[str, Tensor], branch: str) -> Tensor:
+        """Returns a branch's hidden states at its slots, [B, K, D]."""
+        return states[branch].flatten(0, 1)[batch[f"{branch}_slots"]]
+
+    def _targets(self, batch: Batch, branch: str) -> tuple[Tensor, Tensor, Tensor]:
+        return batch[f"{branch}_rows"], batch[f"{branch}_ids"], batch[f"{branch}_weights"]
