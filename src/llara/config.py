@@ -256,7 +256,11 @@ class IndexConfig(JobConfig):
 
     def problems(self) -> list[str]:
         """See `JobConfig.problems`."""
-        problems = [*super().problems(), *self._at_least(0, "k1"), *self._within(0, 1, "b")]
+        numbers = [*self._at_least(0, "k1"), *self._within(0, 1, "b")]
+        return [*super().problems(), *numbers, *self._source_problems()]
+
+    def _source_problems(self) -> list[str]:
+        problems = []
         if self.type == "flat" and self.vectors is None:
             problems.append("--vectors: is required for --type flat")
         if self.type == "flat" and self.corpus:
