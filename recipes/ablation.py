@@ -1,0 +1,276 @@
+"""Does adaptation help, and which part of it? Arms that differ in adaptation alone, then the same fine-tuning.
+
+    python recipes/ablation.py run     [--config recipes/ablation.toml] [--arms NAME...] [--seeds N...] [--jobs N]
+    python recipes/ablation.py report  [--config recipes/ablation.toml]
+
+A cell is one arm with one seed: adapt, finetune, encode, search, measure, on three collections. A finished cell is one
+JSON file in `benchmarks/results/<name of the configuration>/`; `run` skips what is there, and a cell that was stopped
+goes on where it was. Cells run side by side, one thread each: small matrix products gain little from a second thread.
+LLARA_DATA names the data folder.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from measured import ROOT, commit
+from scifact_report import hardware
+
+if TYPE_CHECKING:
+    from llara.config import AdaptConfig, FinetuneConfig
+
+DATA = Path(os.environ.get("LLARA_DATA", ROOT.parent / "shared" / "data"))
+# Packages that requirements.lock pins, so that the strings are the same wherever that is installed.
+PACKAGES = ("networkx", "numpy", "scipy", "sympy", "torch")
+PAIRS, QUERIES = 3000, 1000  # documentation strings: training pairs, queries of dev and of test
+METRICS = ("nDCG@10", "R@100")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A configuration file: what all arms share, what each changes, and where its cells go."""
+
+    name: str
+    split: str
+    seeds: list[int]
+    baselines: list[str]
+    data: dict[str, int]
+    adapt: dict[str, Any]
+    finetune: dict[str, Any]
+    encode: dict[str, Any]
+    arms: dict[str, dict[str, Any]]
+
+    @property
+    def work(self) -> Path:
+        return ROOT / "runs" / self.name
+
+    @property
+    def results(self) -> Path:
+        return ROOT / "benchmarks" / "results" / self.name
+
+    def result(self, arm: str, seed: int) -> Path:
+        return self.results / f"{arm}-{seed}.json"
+
+
+def read_plan(path: Path) -> Plan:
+    values = tomllib.loads(path.read_text(encoding="utf-8"))
+    return Plan(name=path.stem.replace("_", "-"), **values)
+
+
+# Data -----------------------------------------------------------------------------------------------------------------
+
+
+def prepare(plan: Plan) -> Path:
+    """Writes the text to adapt on, the training pairs, and the documentation strings; once."""
+    from llara.demo import Size, write_data
+    from llara.files import write_json_atomic
+
+    folder = plan.work / "data"
+    record = folder / "data.json"
+    if record.is_file():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    write_data(folder / "docs", Size(pairs=PAIRS, queries=QUERIES, chunks=None, packages=PACKAGES), seed=0)
+    _write(folder / "text.jsonl", _text(folder, plan.data))
+    _write(folder / "train.jsonl", _pairs(folder, plan.data))
+    files = [folder / "text.jsonl", folder / "train.jsonl", folder / "docs" / "corpus.jsonl"]
+    write_json_atomic(record, {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files})
+    return folder
+
+
+def collections(folder: Path) -> dict[str, Path]:
+    return {"scifact": DATA / "scifact", "medquad": DATA / "medquad" / "pairs.jsonl.gz", "docs": folder / "docs"}
+
+
+def _text(folder: Path, data: dict[str, int]) -> Iterator[dict[str, str]]:
+    """Yields documents of each source, as many as the configuration says; of documentation strings, the train split.
+
+    Sources are plain text: of MedQuAD the answers without their questions, of SciFact the abstracts without the claims.
+    """
+    sources = {
+        "wiki": DATA / "wiki" / "articles.jsonl.gz",
+        "medquad": DATA / "medquad" / "pairs.jsonl.gz",
+        "scifact": DATA / "scifact",
+        "docs": folder / "docs" / "text.jsonl",
+    }
+    from llara.data import read_documents
+
+    for name, path in sources.items():
+        documents = list(read_documents([path]))
+        for number in _sample(len(documents), data[f"{name}_documents"]):
+            document = documents[number]
+            yield {"_id": f"{name}-{document.id}", "title": document.title, "text": document.text}
+
+
+def _pairs(folder: Path, data: dict[str, int]) -> Iterator[dict[str, Any]]:
+    from llara.data import read_examples
+
+    for name, path in collections(folder).items():
+        examples = read_examples([path], "train")
+        for number in _sample(len(examples), data[f"{name}_pairs"]):
+            passages = [{"title": passage.title, "text": passage.text} for passage in examples[number].positives]
+            yield {"query": examples[number].query, "pos": passages}
+
+
+def _sample(count: int, wanted: int) -> Iterable[int]:
+    """Returns `wanted` of `count` row numbers, all of them as often as they fit, the rest drawn with a fixed seed."""
+    times, rest = divmod(wanted, count)
+    drawn = np.random.default_rng(0).permutation(count)[:rest]
+    return [*list(range(count)) * times, *sorted(drawn.tolist())]
+
+
+def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    staged = path.with_name(f".tmp-{path.name}")
+    with staged.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    staged.replace(path)
+
+
+# One cell -------------------------------------------------------------------------------------------------------------
+
+
+def configs(plan: Plan, arm: str, seed: int) -> "tuple[AdaptConfig | None, FinetuneConfig]":
+    """Returns the two training stages of a cell; without adaptation there is one."""
+    from llara.config import AdaptConfig, FinetuneConfig
+
+    folder, data = plan.work / f"{arm}-{seed}", plan.work / "data"
+    common: dict[str, Any] = {"device": "cpu", "seed": seed, "save_every": 50, "keep": 1, "offline": True}
+    changes = dict(plan.arms[arm])
+    adapt = None
+    if changes.pop("adapt", True):
+        settings = {**common, **plan.adapt, **changes}
+        adapt = AdaptConfig(model="mini", corpus=(data / "text.jsonl",), output=folder / "base", **settings)
+    base = "mini" if adapt is None else str(adapt.output)
+    settings = {**common, **plan.finetune, "template": changes.get("template", "paper")}
+    return adapt, FinetuneConfig(model=base, train=(data / "train.jsonl",), output=folder / "model", **settings)
+
+
+def run_cell(plan: Plan, arm: str, seed: int) -> None:
+    from llara.config import EncodeConfig, to_plain
+    from llara.encoding.encode import encode
+    from llara.files import write_json_atomic
+    from llara.training.adapt import adapt
+    from llara.training.finetune import finetune
+
+    folder, data = plan.work / f"{arm}-{seed}", plan.work / "data"
+    adapt_config, finetune_config = configs(plan, arm, seed)
+    seconds: dict[str, float] = {}
+    log: dict[str, float] = {}
+    if adapt_config is not None:
+        began = time.monotonic()
+        log = dict(adapt(adapt_config).log)
+        seconds["adapt"] = time.monotonic() - began
+    began = time.monotonic()
+    finetune(finetune_config)
+    seconds["finetune"] = time.monotonic() - began
+    measured: dict[str, Any] = {}
+    for name, path in collections(data).items():
+        began = time.monotonic()
+        model, vectors = str(finetune_config.output), folder / name / "vectors"
+        encode(EncodeConfig(model=model, device="cpu", corpus=(path,), output=vectors, **plan.encode))
+        measured[name] = measure(folder / name, path, plan.split)
+        seconds[f"measure {name}"] = time.monotonic() - began
+    settings = {
+        "adapt": adapt_config and portable(to_plain(adapt_config)),
+        "finetune": portable(to_plain(finetune_config)),
+    }
+    made = {"commit": commit(), "date": datetime.date.today().isoformat(), "hardware": hardware()}
+    plan.results.mkdir(parents=True, exist_ok=True)
+    write_json_atomic(
+        plan.result(arm, seed),
+        {
+            **{"arm": arm, "seed": seed, "split": plan.split, **made, "settings": settings, "log": log},
+            "data": json.loads((data / "data.json").read_text(encoding="utf-8")),
+            "seconds": {name: round(value, 1) for name, value in seconds.items()},
+            "collections": measured,
+        },
+    )
+    shutil.rmtree(folder)
+
+
+def portable(settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns settings without the paths of this machine."""
+    return {key: value for key, value in settings.items() if key not in ("model", "corpus", "train", "output")}
+
+
+def measure(folder: Path, corpus: Path, split: str) -> dict[str, Any]:
+    from llara.config import EvaluateConfig, IndexConfig, SearchConfig
+    from llara.evaluate import evaluate
+    from llara.index.build import build_index
+    from llara.search import search
+
+    build_index(IndexConfig(vectors=folder / "vectors", output=folder / "index"))
+    run = folder / "run.trec"
+    search(SearchConfig(index=folder / "index", device="cpu", queries=corpus, split=split, output=run, top_k=100))
+    found = evaluate(EvaluateConfig(run=(run,), qrels=corpus, split=split, metrics=METRICS))
+    name = found.runs[0]
+    values = [round(value, 4) for value in found.values[name][METRICS[0]]]
+    return {"means": {metric: round(found.means[name][metric], 5) for metric in METRICS}, METRICS[0]: values}
+
+
+# All cells ------------------------------------------------------------------------------------------------------------
+
+
+def run_all(plan: Plan, config: Path, arms: list[str], seeds: list[int], jobs: int) -> int:
+    """Runs what is missing, `jobs` cells at a time; returns how many failed."""
+    prepare(plan)
+    waiting = [(arm, seed) for seed in seeds for arm in arms if not plan.result(arm, seed).is_file()]
+    running: dict[tuple[str, int], subprocess.Popen[bytes]] = {}
+    failed = 0
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            arm, seed = waiting.pop(0)
+            command = [sys.executable, __file__, "cell", "--config", str(config), "--arms", arm, "--seeds", str(seed)]
+            plan.work.mkdir(parents=True, exist_ok=True)
+            with (plan.work / f"{arm}-{seed}.log").open("ab") as log:
+                running[arm, seed] = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+            print(f"{datetime.datetime.now():%H:%M} {arm}, seed {seed}: started", flush=True)
+        time.sleep(1)
+        for cell, process in list(running.items()):
+            if process.poll() is not None:
+                del running[cell]
+                failed += process.returncode != 0
+                print(
+                    f"{datetime.datetime.now():%H:%M} {cell[0]}, seed {cell[1]}: exit {process.returncode}", flush=True
+                )
+    return failed
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("job", choices=("run", "cell", "report"))
+    parser.add_argument("--config", type=Path, default=ROOT / "recipes" / "ablation.toml")
+    parser.add_argument("--arms", nargs="+")
+    parser.add_argument("--seeds", nargs="+", type=int)
+    parser.add_argument("--jobs", type=int, default=2)
+    given = parser.parse_args()
+    plan = read_plan(given.config)
+    arms, seeds = given.arms or list(plan.arms), given.seeds or plan.seeds
+    if unknown := sorted(set(arms) - set(plan.arms)):
+        parser.error(f"no arm is called {', '.join(unknown)}; there are {', '.join(plan.arms)}")
+    if given.job == "cell":
+        run_cell(plan, arms[0], seeds[0])
+        return 0
+    if given.job == "run":
+        return int(run_all(plan, given.config, arms, seeds, given.jobs) > 0)
+    from ablation_report import write_report
+
+    write_report(plan)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
