@@ -83,8 +83,8 @@ def report(plan: "Plan", cells: dict[str, list[dict[str, Any]]]) -> str:
     parts = [
         f"# Ablation of adaptation ({plan.name}), {plan.split} splits",
         f"`{command}`, {dates[0]} to {dates[-1]}, commits {', '.join(commits)}, {machines}, one thread per cell. "
-        f"Model: mini. {METRIC}, mean over seeds; differences with a 95 % interval (bootstrap over queries and seeds) and "
-        "the p-value of a paired two-sided randomisation test over queries.",
+        f"Model: mini. {METRIC}, mean over seeds; differences with a 95 % interval (bootstrap over queries and "
+        "seeds) and the p-value of a paired two-sided randomisation test over queries.",
     ]
     for collection, title in TITLES.items():
         baselines = [name for name in plan.baselines if name in cells]
