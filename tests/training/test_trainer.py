@@ -32,31 +32,46 @@ def make_rows(count: int) -> list[tuple[np.ndarray[Any, Any], np.ndarray[Any, An
 
 
 class Rows:
-    """Serves rows in order, `size` at a time, and remembers the numbers of the batches asked for."""
+    """Serves rows in order, `size` at a time, and remembers the numbers of the batches asked for.
+
+    A batch is cut into passes of `cut` rows; batch `poison` counts NaN examples.
+    """
 
     names: tuple[str, ...] = NAMES
+    batches: int | None = None
 
-    def __init__(self, prompts: Prompts, size: int, poison: int | None = None) -> None:
-        self.prompts, self.size, self.poison = prompts, size, poison
+    def __init__(self, prompts: Prompts, size: int, poison: int | None = None, cut: int = 100) -> None:
+        self.prompts, self.size, self.poison, self.cut = prompts, size, poison, cut
         self.rows = make_rows(24)
         self.asked: list[int] = []
 
-    def batch(self, number: int) -> Batch:
+    def passes(self, number: int) -> list[Batch]:
         self.asked.append(number)
         picked = [self.rows[i % len(self.rows)] for i in range(number * self.size, (number + 1) * self.size)]
-        batch = collate([text for text, _ in picked], [following for _, following in picked], self.prompts, PLAN)
+        made = [self.collate(picked[start : start + self.cut]) for start in range(0, len(picked), self.cut)]
         if number == self.poison:
-            batch["counts"] = batch["counts"] * float("nan")
-        return batch
+            made[-1]["counts"] = made[-1]["counts"] * float("nan")
+        return made
+
+    def collate(self, rows: list[Any]) -> Batch:
+        return collate([text for text, _ in rows], [following for _, following in rows], self.prompts, PLAN)
+
+    def empty(self) -> Batch:
+        raise AssertionError("there is no end")
+
+    def describe(self, number: int) -> list[str]:
+        return [f"row {i % len(self.rows)}" for i in range(number * self.size, (number + 1) * self.size)]
 
 
-def trainer_of(folder: Path, steps: int = 4, poison: int | None = None, **changes: Any) -> tuple[JobTrainer, Any]:
+def trainer_of(
+    folder: Path, steps: int = 4, poison: int | None = None, cut: int = 100, **changes: Any
+) -> tuple[JobTrainer, Any]:
     folder.mkdir(exist_ok=True)
     config: AdaptConfig = adapt_config(Path("base"), Path("text"), folder / "out", steps=steps, **changes)
     model: EmbeddingModel = tiny.model()
     template = model.bind()
     prompts = Prompts(template.passage, template.query, model.pad_id)
-    source = Rows(prompts, config.batch_size, poison)
+    source = Rows(prompts, config.batch_size, poison, cut)
     return JobTrainer(AdaptModule(model, prompts, PLAN), source, config, folder, steps, "test"), source
 
 
@@ -83,7 +98,9 @@ def test_accumulated_gradients_are_those_of_one_batch(tmp_path: Path) -> None:
     whole = gradients_of_first_step(tmp_path / "whole", batch_size=8)
     halves = gradients_of_first_step(tmp_path / "halves", batch_size=4, accumulation=2)
     singles = gradients_of_first_step(tmp_path / "singles", batch_size=1, accumulation=8)
-    for other in (halves, singles):
+    passes = gradients_of_first_step(tmp_path / "passes", batch_size=8, cut=3)
+    both = gradients_of_first_step(tmp_path / "both", batch_size=4, cut=3, accumulation=2)
+    for other in (halves, singles, passes, both):
         assert float((whole - other).norm() / whole.norm()) < 1e-6
 
 
@@ -100,11 +117,11 @@ def test_accumulation_gives_the_same_run(tmp_path: Path) -> None:
 
 
 def test_the_log_holds_the_mean_of_each_branch(tmp_path: Path) -> None:
-    trainer, source = trainer_of(tmp_path / "run", steps=3, learning_rate=0.0, log_every=3, accumulation=2)
+    trainer, source = trainer_of(tmp_path / "run", steps=3, learning_rate=0.0, log_every=3, accumulation=2, cut=3)
     last = trainer.run()
     totals, counts, per_step = torch.zeros(3), torch.zeros(3, dtype=torch.float64), []
     for step in range(3):
-        batches = [source.batch(number) for number in (2 * step, 2 * step + 1)]
+        batches = [batch for number in (2 * step, 2 * step + 1) for batch in source.passes(number)]
         together = torch.stack([batch["counts"] for batch in batches]).sum(dim=0)
         with torch.no_grad():
             results = [trainer.model(batch, together) for batch in batches]
@@ -331,12 +348,12 @@ def test_checkpoints_are_ordered_by_step(tmp_path: Path) -> None:
     ]
 
 
-def test_steps_come_from_epochs_rounded_up() -> None:
+def test_steps_come_from_batches_rounded_up() -> None:
     def config(**changes: Any) -> AdaptConfig:
-        return adapt_config(Path("b"), Path("c"), Path("o"), **{"steps": None, "batch_size": 4, **changes})
+        return adapt_config(Path("b"), Path("c"), Path("o"), **{"steps": None, **changes})
 
     assert steps_for(config(), 9 / 4) == 3
-    assert steps_for(config(epochs=2.5), 9 / 4) == 6
+    assert steps_for(config(), 8) == 8
     assert steps_for(config(accumulation=2), 9 / 4) == 2
-    assert steps_for(config(epochs=0.0), 9 / 4) == 1
+    assert steps_for(config(), 0) == 1
     assert steps_for(config(steps=7), 9 / 4) == 7

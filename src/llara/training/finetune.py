@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llara.batching import shuffled_positions
+from llara.batching import budget_batches, shuffled_positions
 from llara.config import FinetuneConfig
 from llara.contract import Contract
 from llara.data import read_examples
 from llara.errors import DataError
 from llara.loading import load_model
 from llara.losses.contrast import info_nce
-from llara.model import EmbeddingModel
+from llara.model import TOKEN_BUDGET, EmbeddingModel
 from llara.parity import check_padding
 from llara.progress import note
 from llara.records import Example, Passage
@@ -68,7 +68,7 @@ def finetune(config: FinetuneConfig) -> TrainResult:
         peft_model = add_lora(model, config) if config.lora_rank else None
         if peft_model is None:
             freeze_head(model)  # LoRA has frozen it, and wraps tied embeddings so that they no longer look tied
-        steps = steps_for(config, len(examples) / config.batch_size)
+        steps = steps_for(config, config.epochs * len(examples) / config.batch_size)
         note(f"{len(examples):,} examples, {steps:,} steps of {config.batch_size * config.accumulation} queries")
         trainer = JobTrainer(FinetuneModule(model, config), source, config, work.folder, steps, "finetune")
         log = trainer.run()
@@ -94,19 +94,31 @@ class ExampleBatches:
     """Batches of examples drawn at random, as a function of their number: an endless stream of shuffled passes."""
 
     names: tuple[str, ...] = ("contrast",)
+    batches: int | None = None
 
     def __init__(self, examples: Sequence[Example], model: EmbeddingModel, config: FinetuneConfig) -> None:
         self.examples, self.config, self.contract = examples, config, model.contract
         self.template = model.bind()
+        self._budget = config.token_budget or TOKEN_BUDGET.get(model.device.type, 16384)
+
+    def passes(self, number: int) -> list[Batch]:
+        """See `Source.passes`: one pass, which cuts itself, since every query is compared with every passage."""
+        return [self.batch(number)]
+
+    def empty(self) -> Batch:
+        """See `Source.empty`: the stream has no end."""
+        raise AssertionError("a stream without end is never short of a batch")
+
+    def describe(self, number: int) -> list[str]:
+        """Returns the batch's queries: training pairs have no ids."""
+        return [example.query for example in self._examples(number)]
 
     def batch(self, number: int) -> Batch:
         """Returns token id rows (queries, then passages), slots per row, `positives` int64 [Q], `excluded` bool [Q, P].
 
         A passage with the text of one of a query's positives is never its negative.
         """
-        config, size = self.config, self.config.batch_size
-        rows = shuffled_positions(len(self.examples), number * size, (number + 1) * size, config.seed)
-        examples = [self.examples[int(row)] for row in rows]
+        config, examples = self.config, self._examples(number)
         rng = np.random.default_rng([config.seed, number, 2])
         queries: list[str] = []
         passages: list[str] = []
@@ -126,16 +138,26 @@ class ExampleBatches:
             same_query.setdefault(query, set()).update(texts)
         excluded = [[text in same_query[query] for text in passages] for query in queries]
         sides = (self.template.query, self.template.passage)
+        token_rows = [
+            *self.template.encode(queries, "query", self.contract.query_length),
+            *self.template.encode(passages, "passage", self.contract.passage_length),
+        ]
+        lengths = [len(row) for row in token_rows]
+        cut = budget_batches(lengths, self._budget)
         return {
-            "rows": [
-                *self.template.encode(queries, "query", self.contract.query_length),
-                *self.template.encode(passages, "passage", self.contract.passage_length),
-            ],
+            "rows": token_rows,
             "slots": [sides[0].slots] * len(queries) + [sides[1].slots] * len(passages),
             "positives": torch.tensor(positives),
             "excluded": torch.tensor(excluded),
             "counts": torch.tensor([len(queries)]),
+            "tokens": sum(lengths),
+            "cells": sum(len(part) * max(lengths[row] for row in part) for part in cut),
         }
+
+    def _examples(self, number: int) -> list[Example]:
+        size = self.config.batch_size
+        rows = shuffled_positions(len(self.examples), number * size, (number + 1) * size, self.config.seed)
+        return [self.examples[row] for row in rows.tolist()]
 
     def _text(self, passage: Passage) -> str:
         return self.contract.join_title(passage.title, passage.text)

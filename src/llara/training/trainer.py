@@ -6,6 +6,7 @@ run sees what it would have seen), and its loss averaging (a sum over examples d
 and accumulation steps).
 """
 
+import contextlib
 import json
 import math
 import os
@@ -28,15 +29,32 @@ Batch = dict[str, Any]
 
 
 class Source(Protocol):
-    """Where batches come from."""
+    """Where batches come from. A `Batch` is one forward pass: tensors by name, and
+
+    `counts` (int64 [len(names)], how many examples each sum is over), `tokens` and `cells` (ints: real tokens, prompts
+    included, and padded size).
+    """
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What the loss sums over, in the order of a batch's `counts`."""
+        """What the loss sums over, in the order of a pass's `counts`."""
         ...
 
-    def batch(self, number: int) -> Batch:
-        """Returns one batch; the same number always gives the same one. `counts` is int64 [len(names)]."""
+    @property
+    def batches(self) -> int | None:
+        """How many batches the whole run has, over all processes and accumulation steps; None: as many as are asked."""
+        ...
+
+    def passes(self, number: int) -> list[Batch]:
+        """Returns one batch, cut into forward passes; the same number always gives the same ones."""
+        ...
+
+    def empty(self) -> Batch:
+        """Returns a pass that counts nothing, for a process that has no batch left: zero loss, with a graph."""
+        ...
+
+    def describe(self, number: int) -> list[str]:
+        """Returns the ids of the documents in a batch, for messages."""
         ...
 
 
@@ -48,8 +66,8 @@ class TrainModule(nn.Module):
         raise NotImplementedError
 
 
-class _Numbered(Dataset[Batch]):
-    """The batches of one rank: number i of rank r is number `i * world + r` of the run."""
+class _Numbered(Dataset[list[Batch]]):
+    """The batches of one rank, each a list of passes: number i of rank r is number `i * world + r` of the run."""
 
     def __init__(self, source: Source, count: int, rank: int, world: int) -> None:
         self.source, self.count, self.rank, self.world = source, count, rank, world
@@ -57,11 +75,14 @@ class _Numbered(Dataset[Batch]):
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, number: int) -> Batch:
-        return self.source.batch(number * self.world + self.rank)
+    def __getitem__(self, index: int) -> list[Batch]:
+        number = index * self.world + self.rank
+        if self.source.batches is not None and number >= self.source.batches:
+            return [self.source.empty()]
+        return self.source.passes(number)
 
 
-def _only(batches: Sequence[Batch]) -> Batch:
+def _only(batches: Sequence[list[Batch]]) -> list[Batch]:
     return batches[0]
 
 
@@ -133,27 +154,46 @@ class JobTrainer(Trainer):
 
     # Batches ----------------------------------------------------------------------------------------------------
 
-    def get_train_dataloader(self) -> DataLoader[Batch]:
+    def get_train_dataloader(self) -> DataLoader[list[Batch]]:
         """Returns the batches of this rank, in order; Trainer skips what a resumed run has seen without loading it."""
         count = self.total_steps * self.args.gradient_accumulation_steps
         data = _Numbered(self.source, count, self.args.process_index, self.args.world_size)
         return DataLoader(data, batch_size=1, shuffle=False, collate_fn=_only)
 
     def get_batch_samples(
-        self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
-    ) -> tuple[list[Batch], Tensor]:
+        self, epoch_iterator: Iterator[list[Batch]], num_batches: int, device: torch.device
+    ) -> tuple[list[list[Batch]], Tensor]:
         """Returns the batches of one optimizer step and what they count together, over all ranks."""
         batches = [next(epoch_iterator) for _ in range(num_batches)]
-        counts = torch.stack([batch["counts"] for batch in batches]).sum(dim=0)
+        counts = torch.stack([batch["counts"] for passes in batches for batch in passes]).sum(dim=0)
         self.items += counts
         if self.args.world_size > 1:
             counts = self.accelerator.reduce(counts.to(device), "sum")
         return batches, counts.to(device)
 
+    def training_step(  # type: ignore[override]  # a batch is a list of passes
+        self, model: nn.Module, inputs: list[Batch], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Runs the passes of one batch forward and backward, and returns its share of the step's loss."""
+        model.train()
+        total = torch.zeros((), device=self.args.device)
+        for number, batch in enumerate(inputs, start=1):
+            # Ranks exchange gradients once per step: Trainer says in which batch, and here it is its last pass.
+            last = number == len(inputs)
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(model=model):
+                loss = self.compute_loss(model, self._prepare_inputs(batch), num_items_in_batch=num_items_in_batch)
+                self.accelerator.backward(loss)
+            total += loss.detach()
+        return total
+
     def _prepare_inputs(self, inputs: Batch) -> Batch:
         # Trainer walks into lists; token id rows stay lists until they are padded, and are long.
         moved = {key: value.to(self.args.device) for key, value in inputs.items() if isinstance(value, Tensor)}
         return {**inputs, **moved}
+
+    def floating_point_ops(self, inputs: list[Batch]) -> int:  # type: ignore[override]
+        """Returns 0: nobody reads Trainer's count."""
+        return 0
 
     def compute_loss(
         self,
@@ -162,7 +202,7 @@ class JobTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """Returns this batch's share of the step's loss; distributed training averages over ranks, hence the factor."""
+        """Returns a pass's share of the step's loss; distributed training averages over ranks, hence the factor."""
         outputs: tuple[Tensor, Tensor] = model(inputs, num_items_in_batch)
         loss, sums = outputs
         self._require_finite("loss", loss)
@@ -290,9 +330,9 @@ def _arguments(config: TrainConfig, folder: Path, steps: int, *, autocast: bool)
     return arguments
 
 
-def steps_for(config: TrainConfig, batches_per_pass: float) -> int:
-    """Returns the optimizer steps of a run: as configured, or what its epochs come to, rounded up."""
-    return config.steps or max(math.ceil(config.epochs * batches_per_pass / config.accumulation), 1)
+def steps_for(config: TrainConfig, batches: float) -> int:
+    """Returns the optimizer steps of a run: as configured, or what its batches come to, rounded up."""
+    return config.steps or max(math.ceil(batches / config.accumulation), 1)
 
 
 def require_one_process(job: str) -> None:
