@@ -58,11 +58,11 @@ def adapt(config: AdaptConfig) -> TrainResult:
             work.folder / "chunks", config.corpus, model, config.chunk_length, config.min_chunk_length
         )
         prompts = Prompts(template.passage, template.query, model.pad_id, tuple(model.tokenizer.all_special_ids))
-        budget = TOKEN_BUDGET.get(model.device.type, 16384)
+        budget = config.token_budget or TOKEN_BUDGET.get(model.device.type, 16384)
         source = ChunkSource(chunks, prompts, plan, config, budget)
         _check_chain(chunks, config)
         peft_model = add_lora(model, config) if config.lora_rank else None
-        steps = steps_for(config, source.batches_per_pass)
+        steps = steps_for(config, source.batches or 0)
         module = AdaptModule(model, prompts, plan)
         trainer = JobTrainer(module, source, config, work.folder, steps, f"adapt ({config.objective})")
         log = trainer.run()
