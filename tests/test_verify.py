@@ -111,12 +111,6 @@ def test_a_path_may_hold_any_character(made: Path, tmp_path: Path) -> None:
     assert check(tmp_path / "vectors").vectors == "10 vectors computed again, all the same"
 
 
-def test_vectors_of_no_document_are_sound(tmp_path: Path) -> None:
-    (tmp_path / "bad.jsonl").write_text('{"_id": "a"}\n')
-    encode(EncodeConfig(model="mini", corpus=(tmp_path / "bad.jsonl",), output=tmp_path / "vectors"))
-    assert check(tmp_path / "vectors").to_text().endswith("all as written; it holds no vector")
-
-
 def test_settings_that_are_no_toml_are_named(tmp_path: Path) -> None:
     for content in (b'query = "\\ud83d\\ude00"\n', b"\xff"):
         (tmp_path / "config.toml").write_bytes(content)

@@ -106,8 +106,6 @@ def _recompute(vectors: Vectors) -> str:
     Raises:
         StorageError: A vector that the same model does not give.
     """
-    if not len(vectors):
-        return "it holds no vector"
     import numpy as np
 
     from llara.retriever import Retriever

@@ -90,6 +90,20 @@ def test_encode_skips_bad_rows_counts_and_lists_them(run: Run, tmp_path: Path) -
         assert word in entry["reason"]
 
 
+@pytest.mark.parametrize("job", [("encode", "--model", "mini"), ("index", "--type", "bm25")], ids=lambda job: job[0])
+def test_a_corpus_of_bad_rows_alone(run: Run, tmp_path: Path, job: tuple[str, ...]) -> None:
+    corpus = write(tmp_path / "corpus.jsonl", "{broken", {"_id": "a"})
+    command = (*job, "--corpus", corpus, "--output", tmp_path / "out")
+    code, out, err = run(*command)
+    assert (code, out) == (2, "")
+    (error,) = errors(err)
+    assert "rejected.jsonl: says why no row can be used, of 2; the first: " in error
+    listed = next((tmp_path / "out").rglob("rejected.jsonl")).read_text().splitlines()
+    assert [json.loads(line)["line"] for line in listed] == [1, 2]
+    write(corpus, {"_id": "a", "text": "mended"})
+    assert run(*command)[0] == 0
+
+
 def test_duplicate_ids_stop_adapt(run: Run, tmp_path: Path) -> None:
     twice = write(tmp_path / "text.jsonl", {"_id": "a", "text": "one"}, {"_id": "a", "text": "two"})
     code, _, err = run("adapt", "--model", "mini", "--corpus", twice, "--output", tmp_path / "out")

@@ -12,7 +12,7 @@ import pytest
 from llara.data import parse_document, read_rows
 from llara.encoding.documents import DocumentStore
 from llara.encoding.shards import Vectors, verify_vectors, write_documents
-from llara.errors import ModelError, StorageError
+from llara.errors import DataError, ModelError, StorageError
 from llara.files import FolderLock
 from llara.progress import Progress
 from tests.encoding.helpers import DIM, IDENTITY, FakeEncoder, corpus_lines, run, tree, vector_of, write_corpus
@@ -193,15 +193,39 @@ def test_every_row_is_in_exactly_one_of_vectors_and_rejected(corpus: Path, outpu
     assert sum(len(shard) for shard in vectors.shards()) == 49
 
 
-def test_a_corpus_of_bad_rows_alone(corpus: Path, output: Path) -> None:
-    write_corpus(corpus, [b"bad"] * 15)
+def test_a_corpus_without_a_usable_row_is_refused_and_may_be_mended(output: Path, tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus.jsonl", [b"bad"] * 25)
     encoder = FakeEncoder()
-    assert run(corpus, output, encode=encoder) == (2, 0, 15, 0)
+    for _ in range(2):
+        with pytest.raises(DataError) as caught:
+            run(corpus, output, encode=encoder)
+        why = f"rejected.jsonl: says why no row can be used, of 25; the first: {corpus}:1: broken JSON"
+        assert why in str(caught.value)
+        assert [entry["line"] for entry in rejected(output)] == list(range(1, 26))
     assert encoder.calls == []
-    vectors = Vectors.open(output, verify=True)
-    assert len(vectors) == 0
-    assert [shard.shape for shard in vectors.shards()] == [(0, DIM)] * 2
-    assert run(corpus, output) == (2, 0, 15, 2)
+    with pytest.raises(StorageError, match="is not complete"):
+        Vectors.open(output)
+    write_corpus(corpus, [*corpus_lines(12), b"bad"])
+    assert run(corpus, output, shard_size=5) == (3, 12, 1, 0), "also with other settings"
+    assert [entry["line"] for entry in rejected(output)] == [13]
+    assert len(Vectors.open(output, verify=True)) == 12
+    assert not list(output.glob("shard-00003*"))
+
+
+def test_rows_rejected_so_far_bind_nobody_and_one_document_does(output: Path, tmp_path: Path) -> None:
+    """A run stopped after shards of bad rows alone has made nothing that a mended corpus could contradict."""
+
+    def stop(_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    corpus = write_corpus(tmp_path / "corpus.jsonl", [*[b"bad"] * 10, *corpus_lines(5)])
+    with pytest.raises(KeyboardInterrupt):
+        run(corpus, output, encode=stop)
+    assert (output / "shard-00000.json").exists()
+    write_corpus(corpus, corpus_lines(15))
+    assert run(corpus, output) == (2, 15, 0, 0)
+    write_corpus(corpus, [b"bad", *corpus_lines(14)])
+    assert "the corpus has changed since" in refusal(corpus, output)
 
 
 def test_vectors_that_are_no_numbers_name_their_documents(corpus: Path, output: Path) -> None:

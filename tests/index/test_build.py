@@ -205,8 +205,13 @@ def test_mistakes_are_named(tmp_path: Path, vectors: Path) -> None:
         build_index(IndexConfig(corpus=(tmp_path / "nothing.jsonl",), output=tmp_path / "index", type="bm25"))
     assert not (tmp_path / "index").exists()
     (tmp_path / "bad.jsonl").write_text("{broken\n")
-    with pytest.raises(DataError, match=r"holds no document to index \(1 rows were rejected\)"):
-        build_index(IndexConfig(corpus=(tmp_path / "bad.jsonl",), output=tmp_path / "index", type="bm25"))
+    config = IndexConfig(corpus=(tmp_path / "bad.jsonl",), output=tmp_path / "index", type="bm25")
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"documents.rejected\.jsonl: says why no row can be used, of 1"):
+            build_index(config)
+    assert json.loads((tmp_path / "index" / "documents" / "rejected.jsonl").read_text())["line"] == 1
+    write_corpus(tmp_path / "bad.jsonl", 3)
+    assert build_index(config).documents == 3
 
 
 def test_folders_that_are_no_index(tmp_path: Path, vectors: Path) -> None:

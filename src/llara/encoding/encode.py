@@ -33,7 +33,7 @@ def encode(config: EncodeConfig) -> EncodeResult:
     Bad rows are skipped, counted, and listed in `rejected.jsonl` of the folder.
 
     Raises:
-        DataError: A corpus file is missing, empty, unreadable or cut.
+        DataError: A corpus file is missing, empty, unreadable or cut, or every row is a bad one.
         ModelError: The model cannot be loaded, or gives NaN.
         StorageError: A full disk, a second encoder, or a folder that belongs to another configuration or corpus.
     """

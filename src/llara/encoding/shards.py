@@ -35,7 +35,7 @@ from llara.encoding.manifest import (
     write_sealed,
     write_sidecar,
 )
-from llara.errors import ModelError, StorageError
+from llara.errors import DataError, ModelError, StorageError
 from llara.files import (
     FileRecord,
     FolderLock,
@@ -118,6 +118,7 @@ def write_vectors(
     Raises:
         StorageError: Full disk, damage, a second writer, another configuration's folder, or a corpus whose finished
             part has changed.
+        DataError: No row can be used; `rejected.jsonl` says why, and a mended corpus may follow.
         ModelError: `encode` returned NaN or infinity; nothing of that shard is published.
     """
     decides = {**identity, "dim": dim, "vector_dtype": vector_dtype, "shard_size": shard_size}
@@ -180,14 +181,21 @@ class _Writer:
         found = read_sealed(path)
         if found["kind"] != self.job.kind:
             raise StorageError(self.folder, f"holds {found['kind']}, not {self.job.kind}; choose another --output")
-        if found["state"] == "complete" or any(self.folder.glob("shard-*.json")):
+        if holds := self._holds_documents(found):
             refuse_differences(self.folder, found["identity"], opening["identity"])
-        # Else nothing was finished, so a corrected command may follow one that failed: no work is at stake.
+        else:  # a corrected command or corpus may follow one that failed: no work is at stake
+            self._remove_shards(kept=set())
         remove_leftovers(self.folder)
-        if found["state"] == "complete":
+        if holds and found["state"] == "complete":
             self.complete = found
         else:
             self._open()
+
+    def _holds_documents(self, found: Mapping[str, Any]) -> bool:
+        if found["state"] == "complete":
+            return bool(found["documents"])
+        names = sorted(path.stem for path in self.folder.glob("shard-*.json"))
+        return any(read_sidecar(self.folder, name)[0].documents for name in names)
 
     def _open(self) -> None:
         """Says in the folder that it is being written; called before the first change to a complete one."""
@@ -288,10 +296,13 @@ class _Writer:
             return summary
         if self.complete:
             self._open()
-        self._remove_strays()
+        # Shards that a run began over a longer corpus and never finished.
+        self._remove_shards(kept={entry["name"] for entry in self.entries})
         files = {name: write_atomic(self.folder / name, content) for name, content in self.job.extras.items()}
         files[REJECTED] = write_atomic(self.folder / REJECTED, self._rejected_lines())
-        totals = {"documents": summary.documents, "rejected": summary.rejected, "rows": _rows(self.entries)}
+        if not summary.documents:
+            raise self._nothing_usable(summary.rejected)
+        totals = {"documents": summary.documents, "rejected": summary.rejected, "rows": self.entries[-1]["end"]}
         content = {"shards": self.entries, "files": {name: record._asdict() for name, record in files.items()}}
         corpus = hashlib.sha256(json_bytes([[entry["end"], entry["source"]] for entry in self.entries])).hexdigest()
         state = {"state": "complete", "corpus": corpus}
@@ -315,22 +326,23 @@ class _Writer:
                 line = json.dumps(rejected, sort_keys=True, ensure_ascii=False)
                 yield line.encode("utf-8", "surrogatepass") + b"\n"
 
-    def _remove_strays(self) -> None:
-        """Removes files of shards that a run began over a longer corpus and never finished."""
-        known = {entry["name"] for entry in self.entries}
+    def _nothing_usable(self, rows: int) -> DataError:
+        first = read_sidecar(self.folder, self.entries[0]["name"])[0].rejected[0]
+        what = f"of {rows:,}; the first: {first['file']}:{first['line']}: {first['reason']}"
+        advice = "mend the corpus, then run the same command again"
+        return DataError(self.folder / REJECTED, None, f"says why no row can be used, {what}; {advice}")
+
+    def _remove_shards(self, kept: set[str]) -> None:
         with disk_errors(self.folder):
-            for path in self.folder.glob("shard-*"):
-                if path.name.partition(".")[0] not in known:
+            # A sidecar vouches for the other files of its shard, so it is the first to go.
+            for path in sorted(self.folder.glob("shard-*"), key=lambda path: path.suffix != ".json"):
+                if path.name.partition(".")[0] not in kept:
                     path.unlink()
 
 
 def _entry(shard: Shard, digest: str) -> dict[str, Any]:
     counts = {"end": shard.end, "documents": shard.documents, "rejected": len(shard.rejected)}
     return {"name": shard.name, **counts, "source": shard.source, "digest": digest}
-
-
-def _rows(entries: Sequence[Mapping[str, Any]]) -> int:
-    return int(entries[-1]["end"]) if entries else 0
 
 
 def _changed(folder: Path, what: str) -> StorageError:
