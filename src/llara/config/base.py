@@ -1,0 +1,101 @@
+"""What every configuration is, what those that load a model share, and the way to TOML."""
+
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from llara.errors import ConfigError
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobConfig:
+    """What every job takes."""
+
+    offline: bool = False
+    """Make no network call at all; a missing file is then an error that names the path expected."""
+    verify: bool = False
+    """Recompute every checksum of what is opened, not only sizes and headers."""
+
+    def __post_init__(self) -> None:
+        problems = self.problems()
+        if problems:
+            raise ConfigError(problems)
+
+    def problems(self) -> list[str]:
+        """Returns every setting that cannot be right, as `--flag: what is wrong`."""
+        return self._not_finite()
+
+    def _not_finite(self) -> list[str]:
+        numbers = {field.name: getattr(self, field.name) for field in fields(self)}
+        return [
+            f"--{name.replace('_', '-')}: must be a finite number, got {value}"
+            for name, value in numbers.items()
+            if isinstance(value, float) and not math.isfinite(value)
+        ]
+
+    def _at_least(self, minimum: float, *names: str) -> list[str]:
+        return [
+            f"--{name.replace('_', '-')}: must be {minimum} or more, got {getattr(self, name)}"
+            for name in names
+            if getattr(self, name) is not None and getattr(self, name) < minimum
+        ]
+
+    def _within(self, low: float, high: float, *names: str) -> list[str]:
+        return [
+            f"--{name.replace('_', '-')}: must be between {low} and {high}, got {getattr(self, name)}"
+            for name in names
+            if getattr(self, name) is not None and not low <= getattr(self, name) <= high
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(JobConfig):
+    """How a model is loaded. Jobs that may run without one (BM25 search) leave `model` empty."""
+
+    model: str = ""
+    """Model folder, hub id, or `mini` for the small base model inside the package."""
+    template: str | None = None
+    """paper, release, repllama, or a TOML file of your own; default: what the model folder says, else paper."""
+    bos: Literal["auto", "yes", "no"] = "auto"
+    """Start every text with the BOS token; auto: what the model folder says, else what the tokenizer does by itself."""
+    dtype: Dtype = "auto"
+    """Weights while running; auto: float32 on CPU, bfloat16 on a GPU that has it.
+    All weights trained (no LoRA): auto keeps them float32, and computes in bfloat16 on such a GPU."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps; training takes the first GPU that it sees."""
+    trust_remote_code: bool = False
+    """Run Python code that the model folder brings along. Only for folders whose code you have read."""
+
+
+def to_plain(config: JobConfig) -> dict[str, Any]:
+    """Returns a configuration as JSON values: paths become strings, tuples lists, unset fields are left out."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Path):
+            return str(value)
+        if isinstance(value, tuple):
+            return [plain(item) for item in value]
+        return value
+
+    return {name: plain(value) for name, value in asdict(config).items() if value is not None}
+
+
+def to_toml(config: JobConfig) -> str:
+    """Returns a configuration as a TOML file that `--config` reads back to the same configuration.
+
+    Only a path whose bytes are not UTF-8 does not come back: TOML has no way to write it. U+FFFD stands for such a
+    byte, and a comment says so.
+    """
+    return "".join(f"{name} = {_toml_value(value)}\n" for name, value in to_plain(config).items())
+
+
+def _toml_value(value: Any) -> str:
+    # JSON's strings, numbers and booleans are also TOML's, but for DEL, which TOML wants escaped, and surrogates, which
+    # it forbids: whole characters are written as they are, and bytes that Python decoded to half a pair are replaced.
+    text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    whole = "".join("\ufffd" if "\ud800" <= char <= "\udfff" else char for char in text)
+    return whole if whole == text else f"{whole}  # \ufffd stands for a byte that is not UTF-8"

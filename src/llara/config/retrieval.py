@@ -1,0 +1,127 @@
+"""The configurations of what a trained model is used for: vectors, index, run, measures."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from llara.config.base import JobConfig, ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeConfig(ModelConfig):
+    """Encode a corpus into a vectors folder."""
+
+    corpus: tuple[Path, ...]
+    """JSON lines, tsv, plain text, or a collection (BEIR folder, pairs file, SQuAD JSON)."""
+    output: Path
+    """The vectors folder; a run that was stopped goes on where it was."""
+    token_budget: int | None = None
+    """Tokens per forward pass, padding included; default: 1024 on a CPU, whose caches it fits, 16384 on a GPU."""
+    shard_size: int = 10_000
+    """Input rows per shard."""
+    passage_length: int | None = None
+    """Tokens of a passage, prompt included; default: what the model folder says."""
+    vector_dtype: Literal["float32", "float16"] = "float32"
+    """Type of the vectors on disk."""
+
+    def problems(self) -> list[str]:
+        """See `JobConfig.problems`."""
+        return [
+            *super().problems(),
+            *([] if self.model else ["--model: is required (a folder, a hub id, or mini)"]),
+            *([] if self.corpus else ["--corpus: is required"]),
+            *self._at_least(1, "token_budget", "shard_size", "passage_length"),
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexConfig(JobConfig):
+    """Build a searchable index."""
+
+    output: Path
+    """The index folder."""
+    vectors: Path | None = None
+    """Vectors folder to build from."""
+    corpus: tuple[Path, ...] = ()
+    """Corpus to build from, for bm25 without a vectors folder."""
+    type: Literal["flat", "bm25"] = "flat"
+    """flat: exact inner product over vectors; bm25: words, no model."""
+    k1: float = 0.9
+    """BM25: how fast repeated words saturate."""
+    b: float = 0.4
+    """BM25: how much long documents are held back."""
+    language: str = "english"
+    """BM25: language of the stemmer and the stop words."""
+
+    def problems(self) -> list[str]:
+        """See `JobConfig.problems`."""
+        numbers = [*self._at_least(0, "k1"), *self._within(0, 1, "b")]
+        return [*super().problems(), *numbers, *self._source_problems()]
+
+    def _source_problems(self) -> list[str]:
+        problems = []
+        if self.type == "flat" and self.vectors is None:
+            problems.append("--vectors: is required for --type flat")
+        if self.type == "flat" and self.corpus:
+            problems.append("--corpus: goes with --type bm25; a flat index is built from --vectors")
+        if self.type == "bm25" and (self.vectors is None) == (not self.corpus):
+            problems.append("--vectors or --corpus: --type bm25 needs exactly one of the two")
+        return problems
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig(ModelConfig):
+    """Search an index, with a file of queries or with one query."""
+
+    query: str | None = None
+    """One query as text; its hits are printed."""
+    index: Path
+    """The index folder."""
+    queries: Path | None = None
+    """Queries: JSON lines, tsv, or a collection."""
+    split: str | None = None
+    """Take only the queries that this split of the collection judges."""
+    output: Path | None = None
+    """The run, in TREC format."""
+    top_k: int | None = None
+    """Hits per query; default: 10 for one query, 1000 for a run."""
+    token_budget: int | None = None
+    """Tokens per forward pass, padding included; default: 1024 on a CPU, whose caches it fits, 16384 on a GPU."""
+
+    def problems(self) -> list[str]:
+        """See `JobConfig.problems`."""
+        problems = [*super().problems(), *self._at_least(1, "top_k", "token_budget")]
+        if (self.query is None) == (self.queries is None):
+            problems.append("--query or --queries: give exactly one of the two")
+        if self.queries is not None and self.output is None:
+            problems.append("--output: is required with --queries")
+        return problems
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(JobConfig):
+    """Measure one or more runs against judgements; the first run is the baseline of the others."""
+
+    run: tuple[Path, ...]
+    """Runs in TREC format."""
+    qrels: Path
+    """Judgements: TREC qrels, BEIR tsv, or a collection."""
+    split: str = "test"
+    """Split of a collection given as --qrels."""
+    metrics: tuple[str, ...] = ("nDCG@10", "R@100", "RR@10")
+    """Measures by their names in ir-measures."""
+    permutations: int = 10_000
+    """Resamples of the paired randomisation test."""
+    seed: int = 42
+    """Seed of the randomisation test."""
+    output: Path | None = None
+    """Also write the table and the per-query values here, as JSON."""
+
+    def problems(self) -> list[str]:
+        """See `JobConfig.problems`."""
+        return [
+            *super().problems(),
+            *([] if self.run else ["--run: is required"]),
+            *([] if self.metrics else ["--metrics: is required"]),
+            *self._at_least(1, "permutations"),
+        ]
