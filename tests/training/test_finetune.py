@@ -222,7 +222,7 @@ def test_info_nce_always_counts_the_positive() -> None:
         kept = [p for p in range(5) if p == positive or not excluded[number, p]]
         scores = torch.stack([queries[number] @ passages[p] for p in kept]) / 0.5
         expected -= float(torch.log_softmax(scores, dim=0)[kept.index(positive)])
-    assert float(info_nce(queries, passages, positives, 0.5, excluded)) == pytest.approx(expected, rel=1e-5)
+    assert float(info_nce(queries, passages, positives, 0.5, excluded.nonzero().T)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_hard_negatives_are_a_function_of_seed_and_number() -> None:

@@ -1,30 +1,87 @@
 """The contrastive objective of fine-tuning.
 
-Shapes: Q queries, P passages (every query's positive and hard negatives), D dimensions.
+Shapes: Q queries, P passages (every query's positive and hard negatives), D dimensions, R queries at a time, E pairs.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from llara.losses.rows import CELLS, full_precision, in_rows
+
+
+@dataclass(frozen=True)
+class InfoNCE:
+    """`-log( exp(q.p+ / t) / sum over p of exp(q.p / t) )`, with all passages of the batch as candidates.
+
+    Sources: van den Oord et al. 2018 (arXiv 1807.03748); in-batch negatives as in DPR (Karpukhin et al. 2020, section
+    3.2); candidates left out by their score relative to the positive's as in NV-Retriever (de Souza et al. 2024,
+    section 3: "positive-aware" mining), here on the scores of the model in training.
+
+    Attributes:
+        positives: int64 [Q], each query's positive among the passages. It always counts.
+        temperature: Scores are divided by it.
+        excluded: int64 [2, E], pairs of query and passage of which the passage is no negative (copies of positives).
+        margin: A candidate that scores above the positive's score minus this is taken for relevant, and left out.
+        relative_margin: The same, as a share of the positive's score.
+    """
+
+    positives: Tensor
+    temperature: float
+    excluded: Tensor | None = None
+    margin: float | None = None
+    relative_margin: float | None = None
+
+    def __call__(self, queries: Tensor, passages: Tensor, rows: slice) -> Tensor:
+        """See `RowLoss`."""
+        positives = self.positives[rows]
+        scores = full_precision(queries) @ full_precision(passages).T
+        false = self._likely_false(scores.detach(), positives)
+        scores = scores / self.temperature
+        if self.excluded is not None:
+            query, passage = self.excluded
+            here = (query >= rows.start) & (query < rows.stop) & (self.positives[query] != passage)
+            scores[query[here] - rows.start, passage[here]] = float("-inf")
+        if false is not None:
+            scores = scores.masked_fill_(false, float("-inf"))
+        return torch.nn.functional.cross_entropy(scores, positives, reduction="sum")
+
+    def _likely_false(self, scores: Tensor, positives: Tensor) -> Tensor | None:
+        """Returns which candidates score too well to be negatives, bool [R, P]; None where all are believed."""
+        own = scores.gather(1, positives[:, None])
+        limits = [own - self.margin] if self.margin is not None else []
+        if self.relative_margin is not None:
+            # Of its absolute value, so that the limit lies below the positive where cosines are negative, too.
+            limits.append(own - self.relative_margin * own.abs())
+        if not limits:
+            return None
+        return (scores > torch.cat(limits, dim=1).amin(dim=1, keepdim=True)).scatter_(1, positives[:, None], False)
+
 
 def info_nce(
-    queries: Tensor, passages: Tensor, positives: Tensor, temperature: float, excluded: Tensor | None = None
+    queries: Tensor,
+    passages: Tensor,
+    positives: Tensor,
+    temperature: float,
+    excluded: Tensor | None = None,
+    margin: float | None = None,
+    relative_margin: float | None = None,
+    cells: int = CELLS,
 ) -> Tensor:
-    """Returns InfoNCE summed over the queries, a float32 scalar.
+    """Returns InfoNCE summed over the queries, a scalar in float32 (float64 where the vectors are).
 
-    `-log( exp(q.p+ / t) / sum over p of exp(q.p / t) )`, with all passages of the batch as candidates
-    (van den Oord et al. 2018, arXiv 1807.03748; in-batch negatives as in DPR, section 3.2).
+    The scores are never whole in memory, forward or backward: see `in_rows`.
 
     Args:
         queries: [Q, D], unit length.
         passages: [P, D], unit length.
-        positives: int64 [Q], each query's positive among the passages.
-        temperature: Scores are divided by it.
-        excluded: bool [Q, P], passages that are no negative of a query (copies of its positives). The positive itself
-            always counts.
+        positives: See `InfoNCE`, as the rest.
+        temperature: As above.
+        excluded: As above.
+        margin: As above.
+        relative_margin: As above.
+        cells: Scores at a time.
     """
-    scores = queries.float() @ passages.float().T / temperature
-    if excluded is not None:
-        keep_positive = torch.zeros_like(excluded).scatter_(1, positives[:, None], True)
-        scores = scores.masked_fill(excluded & ~keep_positive, float("-inf"))
-    return torch.nn.functional.cross_entropy(scores, positives, reduction="sum")
+    loss = InfoNCE(positives, temperature, excluded, margin, relative_margin)
+    return in_rows(loss, queries, passages, cells)

@@ -176,5 +176,5 @@ class FinetuneModule(TrainModule):
         """See `TrainModule.forward`. `counts` holds the queries of the whole optimizer step."""
         vectors = self._model[0].embed(batch["rows"], batch["slots"], self.token_budget)
         queries, passages = vectors[: len(batch["positives"])], vectors[len(batch["positives"]) :]
-        total = info_nce(queries, passages, batch["positives"], self.temperature, batch["excluded"])
+        total = info_nce(queries, passages, batch["positives"], self.temperature, batch["excluded"].nonzero().T)
         return total / counts[0].float(), total.detach()[None]
