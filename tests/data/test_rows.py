@@ -7,11 +7,13 @@ import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from llara.data import rows as rows_module
 from llara.data.documents import parse_document, read_documents
+from llara.data.lines import walk_files
 from llara.data.rows import as_id, read_rows
 from llara.errors import DataError
 from llara.records import Document
@@ -91,6 +93,21 @@ def test_a_folder_of_text_files_is_one_document_each_sorted(write: Write, tmp_pa
         parse_document(rows[2])
 
 
+def test_files_are_walked_in_the_order_of_their_relative_paths(write: Write, tmp_path: Path) -> None:
+    names = ["a/z", "a.b/x", "a-b", "a0", "b/c/d", "b/c.d", "b/C/e", "é", "B"]
+    for name in names:
+        write(f"docs/{name}.txt", "x")
+    (tmp_path / "docs" / "link").symlink_to(tmp_path / "docs" / "b")  # would be read twice, or for ever
+    found = [path.relative_to(tmp_path / "docs").as_posix() for path in walk_files(tmp_path / "docs")]
+    assert found == sorted(f"{name}.txt" for name in names)
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "scandir", Mock(side_effect=PermissionError(13, "Permission denied")))
+    with pytest.raises(DataError, match="cannot be read: Permission denied"):
+        list(walk_files(tmp_path))
+
+
 def test_row_data_covers_an_id_that_comes_from_a_name(write: Write, tmp_path: Path) -> None:
     before = [row.data for row in read_rows([write("x/a.txt", "same"), write("x/b.txt", "same")])]
     assert before[0] != before[1]
@@ -155,7 +172,8 @@ def test_files_without_rows_say_why(write: Write, tmp_path: Path) -> None:
     assert failure(write("w.txt", " \n\n")) == f"{tmp_path / 'w.txt'}: the file holds white space only"
     (tmp_path / "folder").mkdir()
     assert failure(tmp_path / "folder") == (
-        f"{tmp_path / 'folder'}: the folder holds no corpus: neither corpus.jsonl (or .jsonl.gz) nor a .txt file"
+        f"{tmp_path / 'folder'}: the folder holds no corpus: "
+        "neither corpus.jsonl (or .jsonl.gz) nor a .txt or .parquet file"
     )
 
 
@@ -171,10 +189,9 @@ def test_unknown_formats_name_the_known_ones(write: Write) -> None:
     path = write("x.bin", b"\x89PNG\r\n\x1a\n")
     assert failure(path) == (
         f"{path}: unknown format; known are: JSON lines (.jsonl, .json), tab-separated (.tsv), plain text (.txt, .md), "
-        "each also as .gz, SQuAD JSON (.json), a folder of .txt files, or a BEIR folder (corpus.jsonl)"
+        "each also as .gz, parquet (.parquet), SQuAD JSON (.json), a folder of .txt or of .parquet files, "
+        "or a BEIR folder (corpus.jsonl)"
     )
-    path = write("x.parquet", b"PAR1")
-    assert failure(path) == (f"{path}: parquet is not supported yet; convert it to JSON lines (_id, title, text)")
 
 
 def test_json_that_is_no_corpus_says_what_is_missing(write: Write) -> None:

@@ -4,20 +4,22 @@ Reading (here) is kept apart from understanding (`documents.py`), so that a job 
 and so that a row can be fingerprinted as it stands in the file.
 """
 
+import heapq
+import itertools
 import json
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from llara.data.lines import MAX_LINE_BYTES, Line, digest, plain_name, read_lines, read_whole
+from llara.data.lines import MAX_LINE_BYTES, Line, digest, plain_name, read_lines, read_whole, walk_files
+from llara.data.parquet import parquet_rows
 from llara.errors import DataError
 
-Format = Literal["json lines", "tsv", "text", "squad", "beir", "text folder"]
+Format = Literal["json lines", "tsv", "text", "parquet", "squad", "beir", "text folder", "parquet folder"]
 
 KNOWN_FORMATS = (
-    "JSON lines (.jsonl, .json), tab-separated (.tsv), plain text (.txt, .md), each also as .gz, SQuAD JSON (.json), "
-    "a folder of .txt files, or a BEIR folder (corpus.jsonl)"
+    "JSON lines (.jsonl, .json), tab-separated (.tsv), plain text (.txt, .md), each also as .gz, parquet (.parquet), "
+    "SQuAD JSON (.json), a folder of .txt or of .parquet files, or a BEIR folder (corpus.jsonl)"
 )
 _SUFFIXES: dict[str, Format] = {
     ".jsonl": "json lines",
@@ -25,13 +27,15 @@ _SUFFIXES: dict[str, Format] = {
     ".tsv": "tsv",
     ".txt": "text",
     ".md": "text",
+    ".parquet": "parquet",
 }
 
 
 class Row(NamedTuple):
     """One raw row of a corpus.
 
-    path: the file it stands in. line: where it starts, from 1 (for SQuAD JSON: the number of the paragraph).
+    path: the file it stands in.
+    line: where it starts, from 1; for SQuAD JSON the number of the paragraph, for parquet the number of the row.
     data: its bytes without line end. Where the layout rather than the row gives the id (plain text), `data` starts with
         the id and a newline, so that a checksum of `data` covers all that decides the document.
     kind: json, tsv, text, or oversize (then `data` holds the size in bytes and a checksum instead).
@@ -65,8 +69,6 @@ def format_of(path: Path) -> Format:
         return _folder_format(path)
     name = plain_name(path)
     suffix = Path(name).suffix
-    if suffix == ".parquet":
-        raise DataError(path, None, "parquet is not supported yet; convert it to JSON lines (_id, title, text)")
     if suffix in _SUFFIXES:
         return _SUFFIXES[suffix]
     first = next(read_lines(path)).data.lstrip()
@@ -121,20 +123,25 @@ def _percent(char: str) -> str:
 
 def _heads(paths: Sequence[Path]) -> dict[Path, str]:
     """Returns what ids start with, for those plain text files and folders whose ids would else be found twice."""
-    names: dict[Path, set[str]] = {}
-    for path in dict.fromkeys(paths):
-        if path.is_dir():
-            if format_of(path) == "text folder":
-                names[path] = {file.relative_to(path).as_posix() for file in _text_files(path)}
-        elif _SUFFIXES.get(Path(plain_name(path)).suffix) == "text":
-            names[path] = {f"{_stem(path)}-1"}
-    counts = Counter(name for several in names.values() for name in several)
-    alike = [path for path, several in names.items() if any(counts[name] > 1 for name in several)]
+    alike: dict[Path, None] = {}
+    named = heapq.merge(*(_names(path) for path in dict.fromkeys(paths)))
+    for _, group in itertools.groupby(named, key=lambda item: item[0]):
+        sharing = [path for _, path in group]
+        alike.update(dict.fromkeys(sharing if len(sharing) > 1 else ()))
     for depth in range(1, max((len(path.parts) for path in alike), default=0) + 1):
         heads = {path: _head(path, depth) for path in alike}
         if len(set(heads.values())) == len(alike):
             return heads
     return {path: as_id(path.as_posix()) for path in alike}  # a/notes.txt and a/notes.md
+
+
+def _names(path: Path) -> Iterator[tuple[str, Path]]:
+    """Yields what the ids of a plain text file or folder would be, sorted; of a file one stands for all."""
+    if path.is_dir():
+        if format_of(path) == "text folder":
+            yield from ((file.relative_to(path).as_posix(), path) for file in _files(path, ".txt"))
+    elif _SUFFIXES.get(Path(plain_name(path)).suffix) == "text":
+        yield f"{_stem(path)}-1", path
 
 
 def _head(path: Path, depth: int) -> str:
@@ -161,6 +168,11 @@ def _read_one(path: Path, head: str | None) -> Iterator[Row]:
             yield from _line_rows(path, "tsv")
         case "text":
             yield from _passage_rows(path, head or _stem(path))
+        case "parquet":
+            yield from _parquet_rows(path)
+        case "parquet folder":
+            for file in _files(path, ".parquet"):
+                yield from _parquet_rows(file)
         case "squad":
             for number, paragraph in enumerate(squad_paragraphs(path), start=1):
                 del paragraph["questions"]
@@ -174,6 +186,14 @@ def _line_rows(path: Path, kind: str) -> Iterator[Row]:
             yield Row(name, line.number, line.oversize, "oversize")
         else:
             yield Row(name, line.number, line.data, kind)
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    for number, data in enumerate(parquet_rows(path), start=1):
+        if len(data) > MAX_LINE_BYTES:
+            yield Row(str(path), number, b"%d %s" % (len(data), digest(data).hex().encode()), "oversize")
+        else:
+            yield Row(str(path), number, data, "json")
 
 
 def _passage_rows(path: Path, head: str) -> Iterator[Row]:
@@ -212,7 +232,7 @@ def _joined(lines: list[Line]) -> Line:
 
 
 def _folder_rows(folder: Path, prefix: str) -> Iterator[Row]:
-    for path in _text_files(folder):
+    for path in _files(folder, ".txt"):
         data = read_whole(path, MAX_LINE_BYTES + 1)
         if len(data) > MAX_LINE_BYTES:
             yield Row(str(path), 1, b"%d %s" % (len(data), digest(data).hex().encode()), "oversize")
@@ -221,18 +241,22 @@ def _folder_rows(folder: Path, prefix: str) -> Iterator[Row]:
             yield Row(str(path), 1, document_id.encode() + b"\n" + data, "text")
 
 
-def _text_files(folder: Path) -> list[Path]:
-    files = [path for path in folder.rglob("*.txt") if path.is_file()]
-    files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
-    return sorted(files, key=lambda path: path.relative_to(folder).as_posix())
+def _files(folder: Path, suffix: str) -> Iterator[Path]:
+    """Yields the files of one suffix below a folder, sorted by their relative paths, hidden ones left out."""
+    for path in walk_files(folder):
+        if path.suffix == suffix and not any(part.startswith(".") for part in path.relative_to(folder).parts):
+            yield path
 
 
 def _folder_format(folder: Path) -> Format:
     if beir_file(folder, "corpus.jsonl"):
         return "beir"
-    if _text_files(folder):
+    if next(_files(folder, ".txt"), None):
         return "text folder"
-    raise DataError(folder, None, "the folder holds no corpus: neither corpus.jsonl (or .jsonl.gz) nor a .txt file")
+    if next(_files(folder, ".parquet"), None):
+        return "parquet folder"
+    known = "neither corpus.jsonl (or .jsonl.gz) nor a .txt or .parquet file"
+    raise DataError(folder, None, f"the folder holds no corpus: {known}")
 
 
 def _is_row(line: bytes) -> bool:

@@ -60,20 +60,32 @@ def read_run(path: Path) -> dict[str, list[Hit]]:
     if path.is_file() and not read_whole(path, 1):  # a pipe can be read only once, and is read below
         return {}
     scores: dict[str, dict[str, float]] = {}
-    for number, columns in _columns(path):
-        if len(columns) != 6:
-            raise DataError(path, number, f"{len(columns)} columns; a run has 6 (query Q0 document rank score tag)")
-        query_id, _, document_id, rank, score, _ = columns
-        if not _is_whole(rank):
-            raise DataError(path, number, f"the rank {rank!r} is not a whole number (column 4; the score is column 5)")
-        value = _number(score)
-        if not abs(value) < _FLOAT32_END:  # nan too
-            raise DataError(path, number, f"the score {score!r} is not a finite float32 number")
+    for line in read_lines(path):
+        query_id, document_id, score = parse_run_line(path, line.number, line.data, line.oversize)
         hits = scores.setdefault(query_id, {})
         if document_id in hits:
-            raise DataError(path, number, f"document {document_id!r} stands twice under query {query_id!r}")
-        hits[document_id] = value
+            raise twice(path, line.number, query_id, document_id)
+        hits[document_id] = score
     return {query_id: rank_hits(query_id, hits.items()) for query_id, hits in scores.items()}
+
+
+def parse_run_line(path: Path, number: int, data: bytes, oversize: bytes = b"") -> tuple[str, str, float]:
+    """Returns query id, document id and score of one line of a run; DataError where it is none."""
+    columns = _split(path, number, data, oversize)
+    if len(columns) != 6:
+        raise DataError(path, number, f"{len(columns)} columns; a run has 6 (query Q0 document rank score tag)")
+    query_id, _, document_id, rank, score, _ = columns
+    if not _is_whole(rank):
+        raise DataError(path, number, f"the rank {rank!r} is not a whole number (column 4; the score is column 5)")
+    value = _number(score)
+    if not abs(value) < _FLOAT32_END:  # nan too
+        raise DataError(path, number, f"the score {score!r} is not a finite float32 number")
+    return query_id, document_id, value
+
+
+def twice(path: Path, number: int, query_id: str, document_id: str) -> DataError:
+    """Returns the error for a document that stands a second time under a query."""
+    return DataError(path, number, f"document {document_id!r} stands twice under query {query_id!r}")
 
 
 def rank_hits(query_id: str, scored: Iterable[tuple[str, float]]) -> list[Hit]:
@@ -101,23 +113,32 @@ def write_run(
 
 def _run_lines(hits: Iterable[tuple[str, Sequence[Hit]]], tag: str) -> Iterator[bytes]:
     for query_id, of_query in hits:
-        lines = []
-        for hit in rank_hits(query_id, ((hit.document_id, hit.score) for hit in of_query)):
-            if not math.isfinite(hit.score):
-                raise ValueError(f"the score of document {hit.document_id!r} for query {query_id!r} is {hit.score}")
-            lines.append(f"{query_id} Q0 {hit.document_id} {hit.rank} {np.float32(hit.score)!s} {tag}\n")
-        yield "".join(lines).encode()
+        yield run_lines(query_id, of_query, tag)
+
+
+def run_lines(query_id: str, hits: Sequence[Hit], tag: str = "llara") -> bytes:
+    """Returns one query's part of a run; see `write_run`."""
+    lines = []
+    for hit in rank_hits(query_id, ((hit.document_id, hit.score) for hit in hits)):
+        if not math.isfinite(hit.score):
+            raise ValueError(f"the score of document {hit.document_id!r} for query {query_id!r} is {hit.score}")
+        lines.append(f"{query_id} Q0 {hit.document_id} {hit.rank} {np.float32(hit.score)!s} {tag}\n")
+    return "".join(lines).encode()
 
 
 def _columns(path: Path) -> Iterator[tuple[int, list[str]]]:
     for line in read_lines(path):
-        try:
-            columns = line.data.decode().split()
-        except UnicodeDecodeError as error:
-            raise DataError(path, line.number, f"not UTF-8 at offset {error.start}") from error
-        if line.oversize or not columns:
-            raise DataError(path, line.number, "line too long" if line.oversize else "blank line")
-        yield line.number, columns
+        yield line.number, _split(path, line.number, line.data, line.oversize)
+
+
+def _split(path: Path, number: int, data: bytes, oversize: bytes) -> list[str]:
+    try:
+        columns = data.decode().split()
+    except UnicodeDecodeError as error:
+        raise DataError(path, number, f"not UTF-8 at offset {error.start}") from error
+    if oversize or not columns:
+        raise DataError(path, number, "line too long" if oversize else "blank line")
+    return columns
 
 
 def _is_whole(text: str) -> bool:
