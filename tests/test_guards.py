@@ -21,9 +21,9 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # modules of one package may import each other, but not in a circle.
 LAYERS = (
     ("errors", "records", "config"),
-    ("files", "progress", "invocation", "hardware", "templates", "contract", "batching", "data"),
+    ("files", "outputs", "progress", "invocation", "hardware", "templates", "contract", "batching", "data"),
     ("masks", "losses", "model", "loading", "parity"),
-    ("retriever", "encoding", "index", "search", "evaluate", "training", "verify", "doctor", "demo"),
+    ("retriever", "encoding", "index", "fuse", "search", "evaluate", "training", "verify", "doctor", "demo"),
     ("cli", "__main__"),
 )
 ORDER = [unit for layer in LAYERS for unit in layer]

@@ -293,7 +293,7 @@ def test_an_output_that_is_also_an_input_is_refused(words: Path, queries: Path, 
     for output, said in (
         (settings, "is also an input"),
         (tmp_path / "run", "is also an input"),  # its run.toml would be
-        (words / "manifest.json", "lies in the index folder"),
+        (words / "manifest.json", "lies in the folder"),
     ):
         with pytest.raises(ConfigError, match=f"--output: .* {said}"):
             search(SearchConfig(index=words, queries=settings, output=output))

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llara import progress
-from llara.config import SearchConfig, to_toml
+from llara.config import SearchConfig
 from llara.data import read_queries, write_run
 from llara.encoding.documents import DocumentStore
 from llara.encoding.manifest import is_local
 from llara.errors import ConfigError, DataError, ModelError, StorageError
-from llara.files import check_output, write_atomic
 from llara.index.base import Floats
 from llara.index.bm25 import Bm25Index
 from llara.index.build import open_index
 from llara.index.flat import FlatIndex
+from llara.outputs import check_file_output, save_settings
 from llara.records import Document, Hit, Query
 
 ONE, MANY = 10, 1000  # hits per query by default: for one query, for a run
@@ -85,7 +85,7 @@ def search(config: SearchConfig) -> SearchResult:
         StorageError: A folder that is no index, is damaged, or is not there.
     """
     if config.output is not None:
-        _check_output(config.output, config)
+        check_file_output(config.output, [config.queries] if config.queries else [], [config.index])
     queries = _read_queries(config)
     index = open_index(config.index, verify=config.verify)
     top_k = config.top_k or (MANY if config.query is None else ONE)
@@ -98,7 +98,7 @@ def search(config: SearchConfig) -> SearchResult:
     pairs = totals.count(found)
     if config.output is not None:
         write_run(config.output, pairs)
-        write_atomic(_settings_path(config.output), to_toml(config).encode())
+        save_settings(config.output, config)
     collections.deque(pairs, maxlen=0)  # counts them where nothing was written
     return SearchResult(
         index=config.index,
@@ -108,18 +108,6 @@ def search(config: SearchConfig) -> SearchResult:
         output=config.output,
         answers=answers,
     )
-
-
-def _settings_path(output: Path) -> Path:
-    """Returns where the configuration of a run is kept."""
-    return output.with_name(f"{output.name}.toml")
-
-
-def _check_output(output: Path, config: SearchConfig) -> None:
-    for path in (output, _settings_path(output)):
-        check_output(path, [config.queries] if config.queries else [])
-    if output.resolve().is_relative_to(config.index.resolve()):
-        raise ConfigError(f"--output: {output} lies in the index folder, which is also an input; give another place")
 
 
 def _read_queries(config: SearchConfig) -> list[Query]:

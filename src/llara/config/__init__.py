@@ -12,6 +12,7 @@ from llara.config.others import DemoConfig as DemoConfig
 from llara.config.others import VerifyConfig as VerifyConfig
 from llara.config.retrieval import EncodeConfig as EncodeConfig
 from llara.config.retrieval import EvaluateConfig as EvaluateConfig
+from llara.config.retrieval import FuseConfig as FuseConfig
 from llara.config.retrieval import IndexConfig as IndexConfig
 from llara.config.retrieval import SearchConfig as SearchConfig
 from llara.config.training import AdaptConfig as AdaptConfig

@@ -1,5 +1,6 @@
 """The configurations of what a trained model is used for: vectors, index, run, measures."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -95,6 +96,35 @@ class SearchConfig(ModelConfig):
             problems.append("--query or --queries: give exactly one of the two")
         if self.queries is not None and self.output is None:
             problems.append("--output: is required with --queries")
+        return problems
+
+
+@dataclass(frozen=True, kw_only=True)
+class FuseConfig(JobConfig):
+    """Fuse several runs into one."""
+
+    run: tuple[Path, ...]
+    """Runs in TREC format, two or more."""
+    output: Path
+    """The fused run, in TREC format."""
+    method: Literal["rrf", "relative"] = "rrf"
+    """rrf: the sum of 1 / (k + rank); relative: the sum of the scores, put between 0 and 1 per query and run."""
+    weights: tuple[float, ...] = ()
+    """One factor per run, in their order; default: 1 each."""
+    k: float = 60
+    """Of rrf: the larger, the less the first ranks stand out."""
+    top_k: int = 1000
+    """Hits per query at most."""
+
+    def problems(self) -> list[str]:
+        """See `JobConfig.problems`."""
+        problems = [*super().problems(), *self._at_least(0, "k"), *self._at_least(1, "top_k")]
+        if len(self.run) < 2:
+            problems.append(f"--run: fusion takes two runs or more, got {len(self.run)}")
+        if self.weights and len(self.weights) != len(self.run):
+            problems.append(f"--weights: {len(self.weights)} for {len(self.run)} runs; give one per run")
+        if self.weights and not (min(self.weights) >= 0 and 0 < sum(self.weights) < math.inf):
+            problems.append("--weights: must be 0 or more, one of them above 0")
         return problems
 
 

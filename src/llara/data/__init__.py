@@ -10,6 +10,7 @@ from llara.data.examples import collection_examples as collection_examples
 from llara.data.examples import read_examples as read_examples
 from llara.data.rows import Row as Row
 from llara.data.rows import read_rows as read_rows
+from llara.data.runs import Run as Run
 from llara.data.trec import rank_hits as rank_hits
 from llara.data.trec import read_run as read_run
 from llara.data.trec import write_run as write_run

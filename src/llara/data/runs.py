@@ -70,7 +70,7 @@ class Run:
             packed = isinstance(stream, gzip.GzipFile)
         if not packed:
             return self.path.open("rb")
-        unpacked = tempfile.TemporaryFile()
+        unpacked = tempfile.TemporaryFile()  # noqa: SIM115  closed by `__exit__`
         for line in read_lines(self.path) if read_whole(self.path, 1) else ():
             unpacked.write(line.data + b"\n")
         return unpacked
