@@ -16,9 +16,10 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from llara.data import Row
+from llara.data.seen import FirstSeen, place_of
 from llara.encoding.arrays import Array, npy_bytes, write_array
 from llara.encoding.documents import DocumentStore, read_ids, write_document_files
-from llara.encoding.intake import FirstSeen, digest_rows, place_of, sift_rows
+from llara.encoding.intake import digest_rows, sift_rows
 from llara.encoding.manifest import (
     FORMAT,
     MANIFEST,
