@@ -16,7 +16,7 @@ from pathlib import Path
 from llara.config import JobConfig
 from llara.errors import StorageError
 from llara.files import durability_notes, write_atomic
-from llara.hardware import probe_torch
+from llara.hardware import cores, memory_bytes, probe_torch
 
 PACKAGES = (
     "llara", "torch", "transformers", "tokenizers", "accelerate", "peft", "safetensors", "huggingface_hub", "numpy",
@@ -75,8 +75,8 @@ def doctor(config: JobConfig) -> DoctorReport:
         platform=platform.platform(),
         packages={name: _version(name) for name in PACKAGES},
         cpu=_cpu_model(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        memory_bytes=_memory_bytes(),
+        cores=cores(),
+        memory_bytes=memory_bytes(),
         free_disk_bytes=shutil.disk_usage(Path.cwd()).free,
         gpus=gpus,
         torch_threads=threads,
@@ -124,14 +124,3 @@ def _cpu_model() -> str:
         if match:
             return match[1].strip()
     return platform.processor() or platform.machine()
-
-
-def _memory_bytes() -> int | None:
-    """Memory of the machine, or of the container where that is less."""
-    sizes = []
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        sizes.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.is_file() and limit.read_text().strip().isdigit():
-        sizes.append(int(limit.read_text()))
-    return min(sizes, default=None)

@@ -1,13 +1,20 @@
-"""What torch finds on this machine, asked in a child process: a bfloat16 product may kill the process that tries it.
+"""The hardware: what torch finds on this machine, its memory, and what GPUs can do that are not here.
 
-Seen with torch 2.13 on a CPU that advertises AMX: an illegal instruction inside the matrix library. So float32 is the
-default on a CPU, and bfloat16 is tried in a child before a model runs in it.
+Torch is asked in a child process: a bfloat16 product may kill the process that tries it. Seen with torch 2.13 on a CPU
+that advertises AMX: an illegal instruction inside the matrix library. So float32 is the default on a CPU, and bfloat16
+is tried in a child before a model runs in it.
 """
 
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from llara.errors import ConfigError, nearest
 
 PROBE_SECONDS = 120
 
@@ -45,3 +52,94 @@ def _verdict(done: bool, child: "subprocess.CompletedProcess[str]") -> str:
         return f"kills the process ({signal.Signals(-child.returncode).name}); use --dtype float32"
     last = child.stderr.strip().splitlines()[-1:] or [f"exit code {child.returncode}"]
     return f"fails: {last[0]}; use --dtype float32"
+
+
+def memory_bytes() -> int | None:
+    """Returns the memory of this machine, or of the container where that is less; None where neither is known."""
+    sizes = []
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        sizes.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.is_file() and limit.read_text().strip().isdigit():
+        sizes.append(int(limit.read_text()))
+    return min(sizes, default=None)
+
+
+def cores() -> int:
+    """Returns how many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Gpu(NamedTuple):
+    """One kind of GPU: the sizes of memory it is sold with in GB, the first the usual one, and its peaks in TFLOP/s.
+
+    `half` is that of 16-bit matrix products with sums in float32, dense: without the factor 2 of structured sparsity.
+    `bf16` tells whether they may be bfloat16, which training takes; else they are float16. `single` is that of float32.
+    """
+
+    memory: tuple[int, ...]
+    half: float
+    single: float
+    bf16: bool = True
+
+
+# From NVIDIA's data sheets and architecture papers (SXM where there are several forms: H100 as PCIe card has 756), the
+# A10G from the one that AWS publishes for G5, the MI300X from AMD's. Marketing counts sparsity in, so half of theirs.
+GPUS = {
+    "T4": Gpu((16,), 65.0, 8.1, bf16=False),
+    "V100": Gpu((32, 16), 125.0, 15.7, bf16=False),
+    "A10": Gpu((24,), 125.0, 31.2),
+    "A10G": Gpu((24,), 70.0, 31.2),
+    "A30": Gpu((24,), 165.0, 10.3),
+    "A40": Gpu((48,), 149.7, 37.4),
+    "A100": Gpu((80, 40), 312.0, 19.5),
+    "L4": Gpu((24,), 121.0, 30.3),
+    "L40S": Gpu((48,), 362.0, 91.6),
+    "H100": Gpu((80, 94), 989.0, 66.9),
+    "H200": Gpu((141,), 989.0, 66.9),
+    "B200": Gpu((180, 192), 2250.0, 75.0),
+    "MI300X": Gpu((192,), 1307.0, 163.4),
+    "RTX3090": Gpu((24,), 71.0, 35.6),
+    "RTX4090": Gpu((24,), 165.2, 82.6),
+    "RTXA6000": Gpu((48,), 154.8, 38.7),
+}
+
+
+class Fleet(NamedTuple):
+    """A number of GPUs of one kind, each with so much memory."""
+
+    number: int
+    name: str
+    gpu: Gpu
+    memory_gb: int
+
+    def __str__(self) -> str:
+        return f"{self.number} x {self.name}-{self.memory_gb}GB"
+
+    @property
+    def memory(self) -> int:
+        """Memory of one GPU in bytes, as its seller counts: 80 GB are 80e9."""
+        return self.memory_gb * 10**9
+
+
+_FLEET = re.compile(r"(?:(?P<number>\d+)\s*[x*]\s*)?(?P<name>[a-z][\w ]*?)(?:-(?P<memory>\d+)\s*(?:gb?|gib)?)?", re.I)
+
+
+def parse_fleet(text: str) -> Fleet:
+    """Returns the GPUs that `8xH100-80GB`, `4 x A100` or `L4` names.
+
+    Raises:
+        ConfigError: Not of that form, a GPU that is not in `GPUS`, or a size that it is not sold with.
+    """
+    found = _FLEET.fullmatch(text.strip())
+    if found is None or found["number"] in {"0"}:
+        raise ConfigError(f"--fleet: {text!r} is not of the form NUMBERxNAME or NUMBERxNAME-MEMORY, as 8xH100-80GB")
+    name = re.sub(r"[\s_]", "", found["name"]).upper()
+    if name not in GPUS:
+        raise ConfigError(f"--fleet: unknown GPU {found['name']!r}{nearest(name, GPUS)}; known are {', '.join(GPUS)}")
+    gpu = GPUS[name]
+    memory = int(found["memory"] or gpu.memory[0])
+    if memory not in gpu.memory:
+        sizes = " or ".join(f"{size} GB" for size in sorted(gpu.memory))
+        raise ConfigError(f"--fleet: {name} comes with {sizes}, not with {memory} GB")
+    return Fleet(int(found["number"] or 1), name, gpu, memory)

@@ -12,7 +12,7 @@ from typing import Any
 
 import llara
 from llara import __version__
-from llara.cli.table import overview
+from llara.cli.table import group, group_overview, overview
 from llara.errors import ConfigError, LlaraError
 
 # Failures of the system that a user can mend, and that no job gave a better message for.
@@ -58,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     if arguments in ([], ["--help"], ["-h"]):
         sys.stdout.write(overview((llara.__doc__ or "").partition("\n")[0]))
+        return 0
+    if group(arguments[0]) and arguments[1:] in (["--help"], ["-h"]):
+        sys.stdout.write(group_overview(arguments[0]))
         return 0
     from llara.cli.parse import parse
     from llara.progress import note, set_quiet

@@ -6,6 +6,7 @@ that do not fit together, all at once.
 """
 
 import ast
+import importlib
 import inspect
 import itertools
 import tomllib
@@ -19,9 +20,8 @@ from cyclopts import App, Group, Parameter
 from cyclopts.config import Dict as ConfigDict
 from cyclopts.exceptions import CoercionError, CycloptsError, MissingArgumentError, RepeatArgumentError
 
-import llara.config
 from llara import __version__
-from llara.cli.table import COMMANDS, Command
+from llara.cli.table import COMMANDS, Command, group
 from llara.config import JobConfig
 from llara.errors import ConfigError, nearest
 
@@ -49,11 +49,14 @@ class Parsed(NamedTuple):
 
 
 # Help shows a command's own flags first, then those it shares with others: by the class that a field belongs to.
+PLAN = Group("Plan", sort_key=0)
 OWN = Group("Flags", sort_key=1)
 EVERY = Group("Flags of every command", sort_key=4)
 GROUPS = {
     "ModelConfig": Group("Model", sort_key=2),
     "TrainConfig": Group("Training", sort_key=3),
+    "PlanConfig": PLAN,
+    "FleetConfig": PLAN,
     "JobConfig": EVERY,
     "Options": EVERY,
 }
@@ -66,15 +69,10 @@ def parse(argv: Sequence[str]) -> Parsed | None:
         ConfigError: everything that is wrong with flags, the TOML file and the settings they come to.
     """
     tokens = _globals_last(argv)
-    command = next((c for c in COMMANDS if tokens[:1] == [c.name]), None)
-    if command is None:
-        word = tokens[0] if tokens else ""
-        if word.startswith("-"):
-            raise ConfigError(f"{word}: needs a command, and goes behind it; see llara --help")
-        raise ConfigError(f"{word}: unknown command{nearest(word, [c.name for c in COMMANDS])}; see llara --help")
-    tokens, unknown = _without_unknown(config_class(command), tokens)
+    command = _command_of(tokens)
+    tokens, unknown = _without_unknown(config_class(command), tokens[len(command.words) :])
     try:
-        function, bound, unused, _ = build_app(command).parse_known_args(tokens)
+        function, bound, unused, _ = build_app(command).parse_known_args([_key(command), *tokens])
     except CycloptsError as error:
         raise ConfigError([*unknown, _explain(error)]) from None
     if not hasattr(function, "command"):
@@ -96,13 +94,35 @@ def build_app(command: Command) -> App:
         print_error=False,
         help_format="plaintext",
     )
-    app.command(_function(command), name=command.name, help=command.help, usage=command.usage)
+    app.command(_function(command), name=_key(command), help=command.help, usage=command.usage)
     return app
+
+
+def _key(command: Command) -> str:
+    """One word, by which cyclopts knows the command: to it, two would be a command within a command."""
+    return "-".join(command.words)
+
+
+def _command_of(tokens: Sequence[str]) -> Command:
+    """Returns the command that the first words name, or says which is nearest."""
+    for command in COMMANDS:
+        if tuple(tokens[: len(command.words)]) == command.words:
+            return command
+    word = tokens[0] if tokens else ""
+    if word.startswith("-"):
+        raise ConfigError(f"{word}: needs a command, and goes behind it; see llara --help")
+    within = group(word)
+    if within and (len(tokens) == 1 or tokens[1].startswith("-")):
+        raise ConfigError(f"{word}: needs a job: {', '.join(c.name for c in within)}; see llara {word} --help")
+    known, line = (within, f"llara {word} --help") if within else (COMMANDS, "llara --help")
+    name = " ".join(tokens[: 2 if within else 1])
+    raise ConfigError(f"{name}: unknown command{nearest(name, [c.name for c in known])}; see {line}")
 
 
 def config_class(command: Command) -> type[JobConfig]:
     """Returns the configuration class of a command."""
-    found: type[JobConfig] = getattr(llara.config, command.config)
+    module, _, name = command.config.rpartition(":")
+    found: type[JobConfig] = getattr(importlib.import_module(module or "llara.config"), name)
     return found
 
 
@@ -169,14 +189,19 @@ def _shown(value: Any) -> str:
 
 def _globals_last(argv: Sequence[str]) -> list[str]:
     """Moves flags in front of the command behind it, so that `llara --json doctor` works, too."""
-    names = {command.name for command in COMMANDS}
-    at = next((i for i, token in enumerate(argv) if token in names), 0)
+    found = (
+        (at, len(command.words))
+        for at in range(len(argv))
+        for command in COMMANDS
+        if tuple(argv[at : at + len(command.words)]) == command.words
+    )
+    at, words = next(found, (0, 1))
     before = argv[:at]
     if not all(
         token.startswith("--") or previous == "--config" for previous, token in itertools.pairwise(["", *before])
     ):
         return list(argv)
-    return [*argv[at : at + 1], *before, *argv[at + 1 :]]
+    return [*argv[at : at + words], *before, *argv[at + words :]]
 
 
 def _settle(command: Command, given: dict[str, Any], unknown: Sequence[str]) -> Parsed:
@@ -235,7 +260,7 @@ def _read_toml(app: App, commands: tuple[str, ...], arguments: cyclopts.Argument
     if file is None or not file.tokens:
         return
     path = Path(file.tokens[0].value)
-    command = next(c for c in COMMANDS if c.name == commands[-1])
+    command = next(c for c in COMMANDS if _key(c) == commands[-1])
     settings = _load_toml(path, [f.name for f in fields(config_class(command))])
     # Wrapped under the command's name: as a flat file, cyclopts would drop keys that are also names of commands.
     ConfigDict({commands[-1]: settings}, source=str(path))(app, commands[-1:], arguments)

@@ -3,11 +3,12 @@
 A command is one job: its configuration's fields are the flags, and its function is imported when it runs.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
 class Command(NamedTuple):
-    """One command: `config` names a class of llara.config, `job` is `module:function`."""
+    """One command, of one word or two: `config` is a class of llara.config or `module:class`, `job` `module:function`."""
 
     name: str
     help: str
@@ -15,6 +16,11 @@ class Command(NamedTuple):
     config: str
     job: str
     positional: str | None = None
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words of the command line that name the command."""
+        return tuple(self.name.split())
 
 
 COMMANDS = (
@@ -86,17 +92,35 @@ COMMANDS = (
 )
 
 
+def group(word: str) -> tuple[Command, ...]:
+    """Returns the commands of two words that begin with this one."""
+    return tuple(command for command in COMMANDS if len(command.words) > 1 and command.words[0] == word)
+
+
 def overview(about: str) -> str:
     """Returns the text of `llara --help`, made without cyclopts, whose import takes longer than all else."""
-    width = max(len(command.name) for command in COMMANDS)
-    commands = "\n".join(f"  {command.name:<{width}}  {command.help}" for command in COMMANDS)
     return f"""Usage: llara COMMAND [FLAGS]
 
 {about}
 
 Commands, in the order of the job:
-{commands}
+{_listed(COMMANDS)}
 
 Every command takes --config FILE, --json, --quiet, --offline, --verify and --print-config.
 llara COMMAND --help lists its flags; llara --version prints the version. Start with: llara demo
 """
+
+
+def group_overview(word: str) -> str:
+    """Returns the text of `llara plan --help`: the commands that begin with one word."""
+    return f"""Usage: llara {word} JOB [FLAGS]
+
+{_listed(group(word))}
+
+llara {word} JOB --help lists its flags.
+"""
+
+
+def _listed(commands: Sequence[Command]) -> str:
+    width = max(len(command.name) for command in commands)
+    return "\n".join(f"  {command.name:<{width}}  {command.help}" for command in commands)
