@@ -8,7 +8,10 @@ from typing import NamedTuple
 
 
 class Command(NamedTuple):
-    """One command, of one word or two: `config` is a class of llara.config or `module:class`, `job` `module:function`."""
+    """One command, of one word or two.
+
+    `config` names a class of llara.config, or is `module:class`; `job` is `module:function`.
+    """
 
     name: str
     help: str
