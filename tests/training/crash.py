@@ -25,6 +25,7 @@ from llara import contract
 from llara.training import adapt as adapt_module
 from llara.training import checkpoint
 from llara.training import finetune as finetune_module
+from llara.training.trainer import JobTrainer
 from tests.training.helpers import adapt_config, finetune_config
 
 # Saves at 3, 6, 9 and 10 steps, logs at 4 and 8, 60 rows drawn from a number of rows that does not divide them.
@@ -67,26 +68,24 @@ class Moments:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def record_batches(source: Any, seen: Path) -> None:
-    """Makes a source write down which rows each of its batches holds."""
-    original = source.batch
+def record_batches(seen: Path) -> None:
+    """Makes the trainer write down the number and the rows of every batch that it trains on."""
+    original = JobTrainer.training_step
 
-    def batch(self: Any, number: int) -> Any:
-        made = original(self, number)
-        key = "rows" if "rows" in made else "shared"
-        rows = made[key].tolist() if isinstance(made[key], torch.Tensor) else made[key]
+    def training_step(self: Any, model: Any, inputs: Any, counts: Any = None) -> Any:
+        rows = [each[key] for each in inputs["passes"] for key in ("rows", "shared") if key in each]
+        plain = [row.tolist() if isinstance(row, torch.Tensor) else row for row in rows]
         with seen.open("a", encoding="utf-8") as file:
-            file.write(json.dumps([number, rows]) + "\n")
-        return made
+            file.write(json.dumps([inputs["number"], plain]) + "\n")
+        return original(self, model, inputs, counts)
 
-    source.batch = batch
+    JobTrainer.training_step = training_step  # type: ignore[method-assign]
 
 
 def child(job: str, base: Path, data: Path, cell: Path, attempt: int, last: int | str) -> list[str]:
     moments = Moments(last)
-    source: Any = adapt_module.ChunkSource if job == "adapt" else finetune_module.ExampleBatches
-    record_batches(source, cell / f"seen-{attempt}.jsonl")
-    source.batch = moments.watch("batch", source.batch)
+    record_batches(cell / f"seen-{attempt}.jsonl")
+    JobTrainer.training_step = moments.watch("batch", JobTrainer.training_step)  # type: ignore[method-assign]
     for name in ("fsync", "rename", "replace", "unlink", "rmdir", "mkdir"):
         setattr(os, name, moments.watch(name, getattr(os, name)))
     torch.save = moments.watch("torch.save", torch.save)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from llara.config import AdaptConfig, FinetuneConfig
 from llara.files import FileRecord, write_json_atomic
 from llara.model import EmbeddingModel
+from llara.training.watch import VOLATILE
 
 TEXT = "the sky is blue because air scatters short wavelengths of light more than long ones read a file"
 WORDS = TEXT.split()
@@ -82,6 +83,11 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def record(path: Path) -> FileRecord:
     raw = path.read_bytes()
     return FileRecord(len(raw), hashlib.sha256(raw).hexdigest())
+
+
+def computed(folder: Path, name: str = "training_log.jsonl") -> list[dict[str, Any]]:
+    """The log without what depends on the machine and the hour: this is equal in a run that was stopped."""
+    return [{key: line[key] for key in line if key not in VOLATILE} for line in log_lines(folder, name)]
 
 
 def log_lines(folder: Path, name: str = "training_log.jsonl") -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ import pytest
 
 from llara.config import ModelConfig
 from llara.loading import load_model
-from tests.training.helpers import WORDS, log_lines, record, sentence, write_lines
+from tests.training.helpers import WORDS, computed, log_lines, record, sentence, write_lines
 
 KILLED = 9
 
@@ -35,9 +35,10 @@ def crash(job: str, base: Path, data: Path, folder: Path) -> list[dict[str, Any]
 
 
 def portable(folder: Path) -> dict[str, Any]:
-    """What a model's record says, but for the configuration beside it: that names the output's path."""
+    """What a model's record says, but for the configuration, which names the output's path, and the log's timings."""
     found: dict[str, Any] = {**json.loads((folder / "llara.json").read_text()), "digest": ""}
-    found["files"] = {name: entry for name, entry in found["files"].items() if name != "training_config.toml"}
+    other = ("training_config.toml", "training_log.jsonl")
+    found["files"] = {name: entry for name, entry in found["files"].items() if name not in other}
     return found
 
 
@@ -62,8 +63,9 @@ def check_cells(cells: list[dict[str, Any]], folder: Path, save_steps: tuple[int
         assert last["left"][0] == "model" and "model.partial" not in last["left"]
         again = folder / cell["cell"] / "model"
         assert portable(again) == portable(made), cell["moments"]
-        for name in ("model.safetensors", "training_log.jsonl", "training.json"):
+        for name in ("model.safetensors", "training.json"):
             assert record(again / name) == record(made / name), (cell["moments"], name)
+        assert computed(again) == computed(made), cell["moments"]
 
 
 @pytest.mark.slow

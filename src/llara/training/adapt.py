@@ -1,5 +1,7 @@
 """Stage 1, adaptation: EBAE + EBAR on plain text, no labels (Llama2Vec, section 3)."""
 
+from typing import Any
+
 import torch
 
 from llara.config import AdaptConfig
@@ -9,11 +11,13 @@ from llara.model import TOKEN_BUDGET, EmbeddingModel
 from llara.parity import check_branches, check_head, check_padding
 from llara.progress import note
 from llara.templates import BoundTemplate
+from llara.training.arguments import check_integrations, precision, steps_for
 from llara.training.chunks import ChunkStore, fingerprint, prepare_chunks
 from llara.training.lora import add_lora, merge_lora
-from llara.training.objective import AdaptModule, Plan, Prompts
+from llara.training.objective import BRANCHES, NAMES, AdaptModule, Plan, Prompts
+from llara.training.parallel import Ranks, join
 from llara.training.source import ChunkSource
-from llara.training.trainer import JobTrainer, precision, require_one_process, steps_for
+from llara.training.trainer import JobTrainer, Measure, to_device
 from llara.training.workspace import TrainResult, Workspace, finished, identity_of
 
 
@@ -32,19 +36,13 @@ def adapt(config: AdaptConfig) -> TrainResult:
         ModelError: A model that cannot be adapted; says why.
         StorageError: The output belongs to another configuration, or the disk is full.
     """
-    require_one_process("adapt")
+    check_integrations(config.report_to)
+    ranks = join(config)
     torch.manual_seed(config.seed)
     model = load_model(config, for_training=True, new_template=True)
     plan = _plan(config, model)
-    identity = identity_of(
-        config,
-        "adapt",
-        model.fingerprint,
-        model.contract,
-        {"corpus": fingerprint(config.corpus)},
-        precision(config, next(model.lm.parameters())),
-    )
-    earlier = finished(config, identity)
+    identity = ranks.ask(lambda: _identity(config, model, ranks))
+    earlier = ranks.ask(lambda: finished(config, identity))
     if earlier is not None:
         return earlier
     template = model.bind()
@@ -53,22 +51,53 @@ def adapt(config: AdaptConfig) -> TrainResult:
         "--chunk-length with the template",
     )
     plan = _choose_passes(plan, model, template, config)
-    with Workspace(config, identity) as work:
-        chunks = prepare_chunks(
-            work.folder / "chunks", config.corpus, model, config.chunk_length, config.min_chunk_length
-        )
+    with Workspace(config, identity, ranks) as work:
+        with ranks.in_turn():
+            chunks = prepare_chunks(
+                work.folder / "chunks", config.corpus, model, config.chunk_length, config.min_chunk_length
+            )
         prompts = Prompts(template.passage, template.query, model.pad_id, tuple(model.tokenizer.all_special_ids))
         budget = config.token_budget or TOKEN_BUDGET.get(model.device.type, 16384)
         source = ChunkSource(chunks, prompts, plan, config, budget)
         _check_chain(chunks, config)
         peft_model = add_lora(model, config) if config.lora_rank else None
-        steps = steps_for(config, source.batches or 0)
+        steps = steps_for(config, source.batches or 0, ranks.world)
         module = AdaptModule(model, prompts, plan)
-        trainer = JobTrainer(module, source, config, work.folder, steps, f"adapt ({config.objective})")
-        log = trainer.run()
+        label, measure = f"adapt ({config.objective})", _recall(module, source)
+        log = JobTrainer(module, source, config, work.folder, steps, label, ranks, measure).run()
         if peft_model is not None:
             merge_lora(model, peft_model)
         return work.publish(model, steps, log)
+
+
+def _identity(config: AdaptConfig, model: EmbeddingModel, ranks: Ranks) -> dict[str, Any]:
+    return identity_of(
+        config,
+        "adapt",
+        model.fingerprint,
+        model.contract,
+        {"corpus": fingerprint(config.corpus)},
+        precision(config, next(model.lm.parameters())),
+        ranks.world,
+    )
+
+
+def _recall(module: AdaptModule, source: ChunkSource) -> Measure | None:
+    """Returns what measures the share of the held-out texts' target tokens that each branch's slots name."""
+    passes = source.held_out()
+    if not passes or not module.plan.branches:
+        return None
+
+    def measure() -> dict[str, float]:
+        device = next(module.parameters()).device
+        found = torch.stack([module.recall(to_device(batch, device)).cpu().double() for batch in passes]).sum(dim=0)
+        return {
+            f"recall_{name}": float(total / count)
+            for name, (total, count) in zip(NAMES[: len(BRANCHES)], found, strict=True)
+            if count
+        }
+
+    return measure
 
 
 def _plan(config: AdaptConfig, model: EmbeddingModel) -> Plan:

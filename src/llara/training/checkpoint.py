@@ -83,8 +83,10 @@ def _recorded_files(path: Path) -> dict[str, FileRecord]:
         raise StorageError(path, "is damaged: holds no list of files") from error
 
 
-def save_weights(module: nn.Module, folder: Path) -> None:
-    """Writes the weights that training changes; tied weights once."""
+def save_weights(module: nn.Module, folder: Path, *, write: bool = True) -> None:
+    """Writes the weights that training changes; tied weights once. Every process calls it, and one writes."""
+    if not write:
+        return
     folder.mkdir(parents=True, exist_ok=True)
     trained = {name: value.detach() for name, value in module.named_parameters() if value.requires_grad}
     save_file(trained, folder / WEIGHTS)

@@ -21,9 +21,11 @@ from llara.model import TOKEN_BUDGET, EmbeddingModel
 from llara.parity import check_padding
 from llara.progress import note
 from llara.records import Example, Passage
+from llara.training.arguments import check_integrations, precision, steps_for
 from llara.training.chunks import fingerprint
 from llara.training.lora import add_lora, merge_lora
-from llara.training.trainer import Batch, JobTrainer, TrainModule, precision, require_one_process, steps_for
+from llara.training.parallel import require_one_process
+from llara.training.trainer import Batch, JobTrainer, TrainModule
 from llara.training.workspace import TrainResult, Workspace, finished, identity_of
 
 
@@ -43,6 +45,7 @@ def finetune(config: FinetuneConfig) -> TrainResult:
         StorageError: The output belongs to another configuration, or the disk is full.
     """
     require_one_process("finetune")
+    check_integrations(config.report_to)
     torch.manual_seed(config.seed)
     model = load_model(config, for_training=True, new_template=True)
     base = model.fingerprint
@@ -66,8 +69,7 @@ def finetune(config: FinetuneConfig) -> TrainResult:
     with Workspace(config, identity) as work:
         source = ExampleBatches(examples, model, config)
         peft_model = add_lora(model, config) if config.lora_rank else None
-        if peft_model is None:
-            freeze_head(model)  # LoRA has frozen it, and wraps tied embeddings so that they no longer look tied
+        freeze_head(model)
         steps = steps_for(config, config.epochs * len(examples) / config.batch_size)
         note(f"{len(examples):,} examples, {steps:,} steps of {config.batch_size * config.accumulation} queries")
         trainer = JobTrainer(FinetuneModule(model, config), source, config, work.folder, steps, "finetune")

@@ -27,6 +27,7 @@ from llara.files import (
 )
 from llara.model import EmbeddingModel
 from llara.training.checkpoint import list_checkpoints
+from llara.training.parallel import Ranks
 
 RECORD = "training.json"
 # Settings that do not decide the weights, and paths whose content is fingerprinted: a moved corpus is the same corpus.
@@ -53,8 +54,12 @@ def identity_of(
     contract: Contract,
     data: Mapping[str, str],
     precision: str = "float32",
+    processes: int = 1,
 ) -> dict[str, Any]:
-    """Returns the JSON values that decide the trained weights; `contract` is that of the model to be made."""
+    """Returns the JSON values that decide the trained weights; `contract` is that of the model to be made.
+
+    Processes share a step's batches, and draw their own dropout, so their number is one of them.
+    """
     settings = {key: value for key, value in to_plain(config).items() if key not in INCIDENTAL}
     return {
         "stage": stage,
@@ -63,6 +68,7 @@ def identity_of(
         "contract": contract.to_dict(),
         "data": dict(data),
         "precision": precision,
+        "processes": processes,
     }
 
 
@@ -92,14 +98,25 @@ def work_folder(config: TrainConfig) -> Path:
 
 
 class Workspace:
-    """The `.partial` folder of one run, locked for this process; a context manager."""
+    """The `.partial` folder of one run, locked for this process; a context manager.
 
-    def __init__(self, config: TrainConfig, identity: Mapping[str, Any]) -> None:
-        self.config, self.identity = config, identity
+    Of several processes the first one locks, writes and publishes; what it cannot do is an error in all of them.
+    """
+
+    def __init__(self, config: TrainConfig, identity: Mapping[str, Any], ranks: Ranks | None = None) -> None:
+        self.config, self.identity, self.ranks = config, identity, ranks or Ranks()
         self.folder = work_folder(config)
         self._lock = FolderLock(self.folder)
 
     def __enter__(self) -> "Workspace":
+        self.ranks.ask(self._open)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self.ranks.first:
+            self._lock.__exit__(*error)
+
+    def _open(self) -> None:
         self._lock.__enter__()
         try:
             self._forget_beginnings()
@@ -108,10 +125,6 @@ class Workspace:
         except BaseException:
             self._lock.__exit__()
             raise
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._lock.__exit__(*error)
 
     def _forget_beginnings(self) -> None:
         """Empties a folder in which another configuration began and saved no step: a mended run must not be refused.
@@ -131,6 +144,9 @@ class Workspace:
 
     def publish(self, model: EmbeddingModel, steps: int, log: Mapping[str, float]) -> TrainResult:
         """Saves the model with its settings and log, gives it its final name, and removes the work folder."""
+        return self.ranks.ask(lambda: self._publish(model, steps, log))
+
+    def _publish(self, model: EmbeddingModel, steps: int, log: Mapping[str, float]) -> TrainResult:
         staged = self.folder / "model"
         if staged.exists():
             shutil.rmtree(staged)
@@ -141,6 +157,8 @@ class Workspace:
             "training_log.jsonl": (self.folder / "log.jsonl").read_text(encoding="utf-8"),
         }
         model.save(staged, extra)
+        if (self.folder / "runs").is_dir():  # what TensorBoard shows outlives the work folder
+            (self.folder / "runs").rename(staged / "runs")
         publish_folder(staged, self.config.output)
         shutil.rmtree(self.folder)
         return TrainResult(self.config.output, steps, log)

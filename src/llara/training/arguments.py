@@ -1,0 +1,80 @@
+"""What a job's configuration says in the words of transformers.TrainingArguments."""
+
+import importlib.util
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import TrainingArguments
+
+from llara.config import TrainConfig
+from llara.errors import ConfigError, nearest
+from llara.loading import pick_device
+
+INTEGRATIONS = ("tensorboard", "wandb", "trackio")
+
+
+def training_arguments(config: TrainConfig, folder: Path, steps: int, *, autocast: bool) -> TrainingArguments:
+    """Returns Trainer's arguments for a run of `steps` optimizer steps in `folder`."""
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.accumulation,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type={"constant": "constant_with_warmup"}.get(config.schedule, config.schedule),
+        warmup_steps=math.ceil(config.warmup * steps),
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        logging_strategy="steps",
+        logging_steps=config.log_every,
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=config.save_every,
+        save_total_limit=None,  # checkpoint.py removes the oldest
+        report_to=list(config.report_to) or "none",
+        seed=config.seed,
+        use_cpu=pick_device(config.device).type == "cpu",
+        bf16=autocast,
+        ddp_broadcast_buffers=False,  # they are constants, and passes differ in number from rank to rank
+        remove_unused_columns=False,
+        disable_tqdm=True,
+    )
+    # Several GPUs in one process would mean nn.DataParallel, which splits batches that are no single tensors.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
+
+
+def steps_for(config: TrainConfig, batches: float, processes: int = 1) -> int:
+    """Returns the optimizer steps of a run: as configured, or what its batches come to, rounded up."""
+    return config.steps or max(math.ceil(batches / (config.accumulation * processes)), 1)
+
+
+def mixed_precision(config: TrainConfig, weight: Tensor) -> bool:
+    """Tells whether float32 weights run in bfloat16: on a GPU that has it, unless a dtype was asked for."""
+    gpu = weight.device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return gpu and config.dtype == "auto" and weight.dtype == torch.float32
+
+
+def precision(config: TrainConfig, weight: Tensor) -> str:
+    """Returns how a run computes, for its identity: a run begun in one precision does not go on in another."""
+    dtype = str(weight.dtype).removeprefix("torch.")
+    return f"{dtype} in bfloat16" if mixed_precision(config, weight) else dtype
+
+
+def check_integrations(names: tuple[str, ...]) -> None:
+    """Refuses a logging integration that is unknown or not installed, before anything starts.
+
+    Raises:
+        ConfigError: Names all of them, and how to install what is missing.
+    """
+    problems = []
+    for name in names:
+        if name not in INTEGRATIONS:
+            known = ", ".join(INTEGRATIONS)
+            problems.append(f"--report-to: {name!r} is not one of {known}{nearest(name, INTEGRATIONS)}")
+        elif importlib.util.find_spec(name) is None:
+            problems.append(f"--report-to: {name} is not installed; install it with: pip install {name}")
+    if problems:
+        raise ConfigError(problems)

@@ -1,0 +1,41 @@
+"""What stops a run: a loss or gradient that is no number, and memory that runs out; said so that a user can mend it."""
+
+import re
+from collections.abc import Sequence
+
+import torch
+
+from llara.config import TrainConfig
+
+NAMED = 8  # documents that a message names; a step may hold thousands
+
+
+def not_finite(what: str, step: int, documents: Sequence[str], checkpoint: str | None) -> str:
+    """Returns the message on a step whose loss or gradient is no number: where, on which documents, what is left."""
+    named = ", ".join(documents[:NAMED])
+    more = f" and {len(documents) - NAMED:,} more" if len(documents) > NAMED else ""
+    left = f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet"
+    return (
+        f"the {what} at step {step}; nothing was updated with it, and {left}. "
+        f"Lower --learning-rate, or look at the documents of that step: {named}{more}"
+    )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tells whether an error says that memory has run out, on a GPU or, in torch's own words, on the CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    said = r"not enough memory|can't allocate memory|out of memory"
+    return isinstance(error, RuntimeError) and re.search(said, str(error), re.IGNORECASE) is not None
+
+
+def out_of_memory(config: TrainConfig, step: int, error: BaseException) -> str:
+    """Returns the message on memory that ran out: settings that help and leave what is trained as it is."""
+    asked = "" if config.token_budget is None else f" (now {config.token_budget:,})"
+    helps = [f"--token-budget{asked}, which decides how a batch is cut into passes"]
+    if not getattr(config, "gradient_checkpointing", False):
+        helps.append("--gradient-checkpointing, which computes again what it does not keep")
+    return (
+        f"out of memory at step {step}: {str(error).strip().splitlines()[0]}. Lower {'; add '.join(helps)}. "
+        "Batch size and learning rate stay as they are; the same command goes on from the last checkpoint"
+    )

@@ -1,0 +1,137 @@
+"""The processes of one run: who does what only one may do, and how the others learn what came of it.
+
+`torchrun` and `accelerate launch` start them; without either there is one. Rank 0 owns the work folder: it prepares
+data, writes checkpoints, and publishes the model, while the others wait. That may take hours, so waiting has a process
+group of its own, on the CPU and without the usual timeout; gradients have the device's own.
+"""
+
+import atexit
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+import torch.distributed as dist
+
+from llara.config import TrainConfig
+from llara.errors import ConfigError, LlaraError
+from llara.loading import pick_device
+from llara.progress import set_quiet
+
+Value = TypeVar("Value")
+
+PATIENCE = timedelta(days=30)
+
+
+class Ranks(NamedTuple):
+    """This process among those of the run."""
+
+    rank: int = 0
+    world: int = 1
+    group: Any = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this is rank 0, which owns the work folder."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Waits until every process has come here, however long that takes."""
+        if self.world > 1:
+            dist.barrier(group=self.group)
+
+    def ask(self, question: Callable[[], Value]) -> Value:
+        """Lets rank 0 answer a question, and returns its answer in every process.
+
+        Raises:
+            LlaraError: In every process, what rank 0 has raised. Anything else that it raises ends the others, too.
+        """
+        if self.world == 1:
+            return question()
+        said: list[Any] = [None, None]
+        fault: BaseException | None = None
+        if self.first:
+            try:
+                said[0] = question()
+            except BaseException as error:
+                fault, said[1] = error, str(error) if isinstance(error, LlaraError) else repr(error)
+        dist.broadcast_object_list(said, src=0, group=self.group)
+        if fault is not None:
+            raise fault
+        if said[1] is not None:
+            raise LlaraError(said[1])
+        answer: Value = said[0]
+        return answer
+
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """Lets rank 0 run the block before the others do: it prepares what they then find done."""
+        if not self.first:
+            self.ask(lambda: None)
+            yield
+            return
+        try:
+            yield
+        except BaseException as error:
+            self.ask(partial(_raise, error))
+        self.ask(lambda: None)
+
+    def gather(self, value: Value) -> list[Value]:
+        """Returns what every process gave, in the order of their ranks."""
+        if self.world == 1:
+            return [value]
+        found: list[Any] = [None] * self.world
+        dist.all_gather_object(found, value, group=self.group)
+        return found
+
+
+def join(config: TrainConfig) -> Ranks:
+    """Joins the processes that `torchrun` or `accelerate launch` has started, or returns the one that there is.
+
+    All but rank 0 are quiet from here on.
+
+    Raises:
+        ConfigError: A device of which several processes cannot each take their own.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        return Ranks()
+    if config.device.startswith("cuda:"):
+        raise ConfigError(f"--device: {config.device} is one device for {world} processes; leave it at auto")
+    from accelerate import PartialState
+
+    kind = pick_device("auto").type if config.device == "auto" else config.device
+    if kind not in ("cpu", "cuda"):
+        raise ConfigError(f"--device: {kind} takes one process; start it without torchrun or accelerate launch")
+    state = PartialState(cpu=kind == "cpu")
+    assert state.num_processes == world, f"{world} processes were started, {state.num_processes} were joined"
+    if state.process_index:
+        set_quiet(True)
+    return Ranks(state.process_index, world, _waiting_group())
+
+
+def _raise(error: BaseException) -> None:
+    raise error
+
+
+def _waiting_group() -> Any:
+    global _group
+    if _group is None:
+        _group = dist.new_group(backend="gloo", timeout=PATIENCE)
+        atexit.register(dist.destroy_process_group)
+    return _group
+
+
+_group: Any = None
+
+
+def require_one_process(job: str) -> None:
+    """Refuses a start by torchrun, for a job whose examples are compared within one process.
+
+    Raises:
+        ConfigError: Several processes were started.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(f"{job} runs in one process for now; start it without torchrun or accelerate launch")
