@@ -23,7 +23,9 @@ LEAST_QUERY, LEAST_PASSAGE = 32, 96  # tokens of text that a default length leav
 WEIGHTS = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 
 
-def load_model(config: ModelConfig, *, for_training: bool = False, new_template: bool = False) -> EmbeddingModel:
+def load_model(
+    config: ModelConfig, *, for_training: bool = False, new_template: bool = False, weights: bool = True
+) -> EmbeddingModel:
     """Opens the model that a job's configuration names.
 
     A folder with `llara.json` is checked: sizes, tokenizer, contract, and the probe's ids and vectors; with
@@ -33,19 +35,21 @@ def load_model(config: ModelConfig, *, for_training: bool = False, new_template:
         config: Names the model, and how to load it.
         for_training: Add the slot tokens that the tokenizer lacks, instead of refusing.
         new_template: The job may give a saved model another template or BOS setting (training does).
+        weights: False reads none, and needs none: the model's tensors then have shapes and types but no content. Its
+            tokenizer and contract are as ever.
 
     Raises:
         ModelError: No such model, an incomplete or changed folder, or weights that are not safetensors.
         ConfigError: A template or BOS setting that contradicts the model's contract.
     """
-    folder = resolve(config.model, offline=config.offline, remote_code=config.trust_remote_code)
+    folder = resolve(config.model, offline=config.offline, remote_code=config.trust_remote_code, weights=weights)
     record = contracts.read_record(folder)
-    if record is not None:
+    if record is not None and weights:
         contracts.check_files(folder, record, full=config.verify)
     tokenizer = _load_tokenizer(folder, config)
     saved = Contract.from_dict(record["contract"], str(folder / contracts.FILE_NAME)) if record else None
     contract = _agree(saved, config, tokenizer, new_template=new_template)
-    lm, has_head = _load_weights(folder, config)
+    lm, has_head = _load_weights(folder, config) if weights else (_outline(folder, config), True)
     model = EmbeddingModel(
         lm, tokenizer, saved or contract, lambda: _fingerprint(folder, record, contract), config.model
     )
@@ -56,7 +60,8 @@ def load_model(config: ModelConfig, *, for_training: bool = False, new_template:
             f"using template {contract.template.name}, BOS {'yes' if contract.bos else 'no'}"
         )
     else:
-        model.check_probe(record["probe"], folder)
+        if weights:
+            model.check_probe(record["probe"], folder)
         if contract != saved:
             note(f"{config.model}: was saved with other settings; now template {contract.template.name}")
     model.contract = contract  # another one than was saved only where the job may change it
@@ -79,8 +84,11 @@ def with_room(contract: Contract, template: BoundTemplate, positions: int | None
     )
 
 
-def resolve(name: str, *, offline: bool = False, remote_code: bool = False) -> Path:
-    """Returns the local folder of a model: `mini`, a folder, or a hub id (downloaded into the hub's cache)."""
+def resolve(name: str, *, offline: bool = False, remote_code: bool = False, weights: bool = True) -> Path:
+    """Returns the local folder of a model: `mini`, a folder, or a hub id (downloaded into the hub's cache).
+
+    Without `weights`, those of a hub id are not downloaded, and may be missing from what is returned.
+    """
     if name == "mini":
         return MINI
     folder = Path(name).expanduser()
@@ -92,13 +100,13 @@ def resolve(name: str, *, offline: bool = False, remote_code: bool = False) -> P
         return folder
     if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise ModelError(f"{name}: no such folder, and not a hub id of the form organisation/name")
-    return _download(name, offline=offline, remote_code=remote_code)
+    return _download(name, offline=offline, remote_code=remote_code, weights=weights)
 
 
-def _download(name: str, *, offline: bool, remote_code: bool) -> Path:
+def _download(name: str, *, offline: bool, remote_code: bool, weights: bool) -> Path:
     from huggingface_hub import constants, snapshot_download
 
-    patterns = [*WEIGHTS, "*.py"] if remote_code else list(WEIGHTS)
+    patterns = [*WEIGHTS[0 if weights else 1 :], *(["*.py"] if remote_code else [])]
     try:
         return Path(
             snapshot_download(
@@ -216,6 +224,21 @@ def _load_weights(folder: Path, config: ModelConfig) -> tuple[Any, bool]:
         raise ModelError(f"{folder}: weights are missing or of the wrong shape: {', '.join(faults[:5])}")
     lm.requires_grad_(True)
     return lm.to(device).eval(), not head
+
+
+def _outline(folder: Path, config: ModelConfig) -> Any:
+    """Returns the model as its configuration describes it, on the device `meta`: no tensor holds anything."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        settings = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=config.trust_remote_code)
+        with torch.device("meta"):
+            lm: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                settings, dtype=torch.float32, trust_remote_code=config.trust_remote_code
+            )
+    except Exception as error:  # a damaged config.json can fail anywhere in transformers
+        raise ModelError(f"{folder}: cannot be made a causal language model: {first_line(error)}") from error
+    return lm.requires_grad_(True).eval()
 
 
 def first_line(error: BaseException) -> str:

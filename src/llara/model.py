@@ -220,7 +220,8 @@ class EmbeddingModel:
         self.tokenizer.add_tokens(missing, special_tokens=True)
         rows = self.lm.get_input_embeddings().weight.shape[0]
         if len(self.tokenizer) > rows:
-            self.lm.resize_token_embeddings(len(self.tokenizer))
+            # New rows are drawn like the old ones, where there are any: see `load_model` without weights.
+            self.lm.resize_token_embeddings(len(self.tokenizer), mean_resizing=self.device.type != "meta")
         ids: list[int] = self.tokenizer.convert_tokens_to_ids(missing)
         return ids
 
