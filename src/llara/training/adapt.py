@@ -1,5 +1,6 @@
 """Stage 1, adaptation: EBAE + EBAR on plain text, no labels (Llama2Vec, section 3)."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ def adapt(config: AdaptConfig) -> TrainResult:
     ranks = join(config)
     torch.manual_seed(config.seed)
     model = load_model(config, for_training=True, new_template=True)
-    plan = _plan(config, model)
+    plan = objective_of(config, model)
     identity = ranks.ask(lambda: _identity(config, model, ranks))
     earlier = ranks.ask(lambda: finished(config, identity))
     if earlier is not None:
@@ -50,20 +51,15 @@ def adapt(config: AdaptConfig) -> TrainResult:
         config.chunk_length + max(template.query.overhead, template.passage.overhead),
         "--chunk-length with the template",
     )
-    plan = _choose_passes(plan, model, template, config)
+    plan = choose_passes(plan, model, template, config)
     with Workspace(config, identity, ranks) as work:
         with ranks.in_turn():
-            chunks = prepare_chunks(
-                work.folder / "chunks", config.corpus, model, config.chunk_length, config.min_chunk_length
-            )
-        prompts = Prompts(template.passage, template.query, model.pad_id, tuple(model.tokenizer.all_special_ids))
-        budget = config.token_budget or TOKEN_BUDGET.get(model.device.type, 16384)
-        source = ChunkSource(chunks, prompts, plan, config, budget)
+            chunks = prepare(work.folder / "chunks", config, model)
         _check_chain(chunks, config)
         peft_model = add_lora(model, config) if config.lora_rank else None
+        module, source = assemble(config, model, plan, chunks)
         steps = steps_for(config, source.batches or 0, ranks.world)
-        module = AdaptModule(model, prompts, plan)
-        label, measure = f"adapt ({config.objective})", _recall(module, source)
+        label, measure = f"adapt ({config.objective})", recall(module, source)
         log = JobTrainer(module, source, config, work.folder, steps, label, ranks, measure).run()
         if peft_model is not None:
             merge_lora(model, peft_model)
@@ -82,7 +78,22 @@ def _identity(config: AdaptConfig, model: EmbeddingModel, ranks: Ranks) -> dict[
     )
 
 
-def _recall(module: AdaptModule, source: ChunkSource) -> Measure | None:
+def prepare(folder: Path, config: AdaptConfig, model: EmbeddingModel) -> ChunkStore:
+    """Cuts the corpus into chunks in `folder`, as the configuration says; see `prepare_chunks`."""
+    return prepare_chunks(folder, config.corpus, model, config.chunk_length, config.min_chunk_length)
+
+
+def assemble(
+    config: AdaptConfig, model: EmbeddingModel, plan: Plan, chunks: ChunkStore
+) -> tuple[AdaptModule, ChunkSource]:
+    """Returns what a run trains, and where its batches come from. LoRA is injected before."""
+    template = model.bind()
+    prompts = Prompts(template.passage, template.query, model.pad_id, tuple(model.tokenizer.all_special_ids))
+    budget = config.token_budget or TOKEN_BUDGET.get(model.device.type, 16384)
+    return AdaptModule(model, prompts, plan), ChunkSource(chunks, prompts, plan, config, budget)
+
+
+def recall(module: AdaptModule, source: ChunkSource) -> Measure | None:
     """Returns what measures the share of the held-out texts' target tokens that each branch's slots name."""
     passes = source.held_out()
     if not passes or not module.plan.branches:
@@ -100,7 +111,8 @@ def _recall(module: AdaptModule, source: ChunkSource) -> Measure | None:
     return measure
 
 
-def _plan(config: AdaptConfig, model: EmbeddingModel) -> Plan:
+def objective_of(config: AdaptConfig, model: EmbeddingModel) -> Plan:
+    """Returns how the objective runs on this model, in one pass where `choose_passes` finds no fault with that."""
     template = model.contract.template
     if config.objective != "lm" and not template.branches:
         raise ConfigError(
@@ -113,7 +125,7 @@ def _plan(config: AdaptConfig, model: EmbeddingModel) -> Plan:
     return Plan(config.objective, True, scale, config.lm_weight, config.targets == "unique")
 
 
-def _choose_passes(plan: Plan, model: EmbeddingModel, template: BoundTemplate, config: AdaptConfig) -> Plan:
+def choose_passes(plan: Plan, model: EmbeddingModel, template: BoundTemplate, config: AdaptConfig) -> Plan:
     """Returns the plan with one pass where this model does it right, else with two, and says so."""
     check_head(model)
     if not plan.shared:
