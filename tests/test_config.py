@@ -27,6 +27,8 @@ VALUES: dict[str, dict[str, Any]] = {
     "encode": {"model": "m", "corpus": (Path("c"),), "output": Path("v"), "vector_dtype": "float16"},
     "index": {"output": Path("i"), "corpus": (Path("c"), Path("d")), "type": "bm25", "k1": 1.2, "verify": True},
     "search": {"query": "-5 degrees: why? 'so' \"then\"", "index": Path("i"), "top_k": 3},
+    "fuse": {"run": (Path("a"), Path("b")), "output": Path("o"), "method": "relative", "weights": (0.5, 2.0), "k": 1.5},
+    "mine": {"index": Path("i"), "queries": Path("q"), "output": Path("o"), "margin": 0.1, "relative_margin": 0.95},
     "evaluate": {"run": (Path("r1"), Path("r2")), "qrels": Path("q"), "metrics": ("nDCG@10",), "output": Path("o")},
     "verify": {"path": Path("p")},
     "doctor": {"offline": True},

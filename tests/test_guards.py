@@ -23,7 +23,7 @@ LAYERS = (
     ("errors", "records", "config"),
     ("files", "outputs", "progress", "invocation", "hardware", "templates", "contract", "batching", "data"),
     ("masks", "losses", "model", "loading", "parity"),
-    ("retriever", "encoding", "index", "fuse", "search", "evaluate", "training", "verify", "doctor", "demo"),
+    ("retriever", "encoding", "index", "fuse", "search", "mine", "evaluate", "training", "verify", "doctor", "demo"),
     ("cli", "__main__"),
 )
 ORDER = [unit for layer in LAYERS for unit in layer]

@@ -26,7 +26,7 @@ def check_file_output(output: Path, inputs: Iterable[Path], folders: Iterable[Pa
     for folder in folders:
         if folder.is_dir() and output.resolve().is_relative_to(folder.resolve()):
             raise ConfigError(
-                f"--output: {output} lies in the folder {folder}, which is also an input; give another place"
+                f"--output: {output} lies in the folder {folder}, an input; give another place"
             )
 
 

@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llara import progress
-from llara.config import SearchConfig
+from llara.config import ModelConfig, SearchConfig
 from llara.data import read_queries, write_run
 from llara.encoding.documents import DocumentStore
 from llara.encoding.manifest import is_local
@@ -21,6 +21,9 @@ from llara.index.build import open_index
 from llara.index.flat import FlatIndex
 from llara.outputs import check_file_output, save_settings
 from llara.records import Document, Hit, Query
+
+if TYPE_CHECKING:
+    from llara.retriever import Retriever
 
 ONE, MANY = 10, 1000  # hits per query by default: for one query, for a run
 QUERY_ID = "query"  # of a query given as text
@@ -155,12 +158,25 @@ def _ranked(query_id: str, scores: list[float], positions: list[int], index: Fla
 
 
 def _encode(index: FlatIndex, texts: list[str], config: SearchConfig) -> Floats:
+    retriever = open_retriever(index, config.index, config)
+    with contextlib.ExitStack() as stack:
+        advance = _advance(stack, "encode", len(texts))
+        return retriever.encode_queries(texts, token_budget=config.token_budget, on_batch=advance)
+
+
+def open_retriever(index: FlatIndex, folder: Path, config: ModelConfig) -> "Retriever":
+    """Opens the model that made the vectors of the index in `folder`: the one given, else the one that it names.
+
+    Raises:
+        ConfigError: No model was given, and the index names none that is on this machine.
+        ModelError: The model cannot be opened, or is another one than made the index.
+    """
     model = config.model or index.model
     if not model:
         raise ConfigError("--model: is required, the index does not say which model it was built with")
     # An index may come from anybody: what it names is opened where it is here already, and never fetched.
     if not config.model and not is_local(model):
-        where = f"{config.index} was built with {model}, which is no folder on this machine"
+        where = f"{folder} was built with {model}, which is no folder on this machine"
         raise ConfigError(f"--model: is required, {where}; name the folder or hub id of that model")
     from llara.retriever import Retriever  # imports torch, which a search in words does not need
 
@@ -171,9 +187,7 @@ def _encode(index: FlatIndex, texts: list[str], config: SearchConfig) -> Floats:
             raise
         raise ModelError(f"{error}; this is the model that the index names, if it has moved give --model") from error
     check_model(index, model, retriever.identity)
-    with contextlib.ExitStack() as stack:
-        advance = _advance(stack, "encode", len(texts))
-        return retriever.encode_queries(texts, token_budget=config.token_budget, on_batch=advance)
+    return retriever
 
 
 def _advance(stack: contextlib.ExitStack, label: str, total: int) -> Callable[[int], None]:

@@ -54,6 +54,19 @@ def test_ranges_of_ids_cross_shards(store: DocumentStore, expected: list[Documen
     assert store.ids(150, 10_000) == ids[150:]
 
 
+def test_many_documents_are_found_at_once(
+    store: DocumentStore, expected: list[Document], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = [expected[n].id for n in (130, 3, 39, 40, 3)] + ["nowhere"]
+    assert store.find_all(wanted).tolist() == [130, 3, 39, 40, 3, -1]
+    assert store.find_all([]).tolist() == [] and store.get_all([]) == {}
+    assert store.get_all(wanted) == {expected[n].id: expected[n] for n in (130, 3, 39, 40)}
+    monkeypatch.setattr(store_module, "_hash", lambda identifier: 1)  # also where all ids share a hash
+    write_documents(store.folder.parent / "alike", read_rows([store.folder.parent / "corpus.jsonl"]), shard_size=90)
+    alike = DocumentStore.open(store.folder.parent / "alike")
+    assert alike.find_all(wanted).tolist() == [130, 3, 39, 40, 3, -1]
+
+
 def test_documents_come_in_order(store: DocumentStore, expected: list[Document]) -> None:
     assert list(store.iter_documents()) == expected
 

@@ -46,6 +46,14 @@ def test_ties_are_ordered_by_id_descending_even_across_the_cut(tmp_path: Path) -
     assert [[index.ids[each] for each in row] for row in found.positions.tolist()] == [["e", "d", "c"]] * 2
 
 
+def test_given_documents_score_as_in_a_search(tmp_path: Path) -> None:
+    index, queries = make_bm25(tmp_path, DOCUMENTS), ["fox", "dog dog red", "zebra"]
+    found, everywhere = index.search(queries, 4), np.arange(len(DOCUMENTS))
+    for scores, of_query, positions in zip(index.score(queries, [everywhere] * 3), *found, strict=True):
+        expected = {at: score for at, score in zip(positions.tolist(), of_query.tolist(), strict=True) if at >= 0}
+        assert scores.tolist() == [expected.get(at, 0.0) for at in everywhere.tolist()]
+
+
 def test_queries_without_a_known_word_have_no_hits(tmp_path: Path) -> None:
     found = make_bm25(tmp_path, DOCUMENTS).search(["zebra", "", "the of", "?!", "fox"], 2)
     assert found.positions[:4].tolist() == [[-1, -1]] * 4

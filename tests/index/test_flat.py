@@ -32,6 +32,14 @@ def test_search_is_exact(tmp_path: Path, queries: int) -> None:
     assert_like_reference(make_flat(tmp_path, vectors, ids), unit(queries, 24, 1), vectors, ids, 10)
 
 
+def test_given_documents_score_as_in_a_search(tmp_path: Path) -> None:
+    index, queries = make_flat(tmp_path, unit(50, 12), [f"d{n}" for n in range(50)]), unit(3, 12, 1)
+    found = index.search(queries, 50)
+    scores = index.score(queries, list(found.positions[:, ::-5]))
+    assert [each.tolist() for each in scores] == found.scores[:, ::-5].tolist()
+    assert [len(each) for each in index.score(queries, [np.empty(0, np.int64)] * 3)] == [0, 0, 0]
+
+
 def test_ties_are_ordered_by_id_descending_even_across_the_cut(tmp_path: Path) -> None:
     vectors = np.repeat(unit(6, 16), 30, axis=0)
     ids = [f"d{number}" for number in np.random.default_rng(3).permutation(180)]

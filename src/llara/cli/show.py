@@ -94,6 +94,8 @@ def next_command(name: str, config: JobConfig, result: Any) -> str | None:
         "finetune": ["encode", "--model", output, "--corpus", "PATH", "--output", "VECTORS"],
         "encode": ["index", "--vectors", output, "--output", "INDEX"],
         "index": ["search", "YOUR QUESTION", "--index", output],
+        "fuse": ["evaluate", "--run", output, "--qrels", "FILE"],
+        "mine": ["finetune", "--model", "DIR", "--train", output, "--output", "DIR"],
         "evaluate": ["search", "YOUR QUESTION", "--index", "INDEX"],
         "verify": ["doctor"],
         "doctor": ["demo"],

@@ -71,6 +71,20 @@ COMMANDS = (
         positional="query",
     ),
     Command(
+        "fuse",
+        "Fuse several runs into one.",
+        "llara fuse --run RUN RUN... --output RUN [--method rrf | relative]",
+        "FuseConfig",
+        "llara.fuse:fuse",
+    ),
+    Command(
+        "mine",
+        "Mine hard negatives for finetune, from an index or a run.",
+        "llara mine (--index INDEX [--model DIR] | --run RUN) --queries FILE --qrels FILE --corpus PATH --output FILE",
+        "MineConfig",
+        "llara.mine:mine",
+    ),
+    Command(
         "evaluate",
         "Measure one or more runs against judgements.",
         "llara evaluate --run RUN... --qrels FILE",

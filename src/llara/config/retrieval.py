@@ -100,6 +100,57 @@ class SearchConfig(ModelConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MineConfig(ModelConfig):
+    """Mine hard negatives: documents that rank high for a query and are not relevant to it."""
+
+    index: Path | None = None
+    """Index folder to search; flat needs the model, bm25 does not."""
+    run: Path | None = None
+    """A run instead of an index."""
+    queries: Path
+    """Queries: JSON lines, tsv, or a collection, whose judgements and corpus then serve where none are given."""
+    qrels: Path | None = None
+    """Judgements: TREC qrels, BEIR tsv, or a collection."""
+    split: str = "train"
+    """Split of what is given as a collection."""
+    corpus: tuple[Path, ...] = ()
+    """Where the texts are: a corpus, or a vectors folder; default: what the index was built from, or the collection."""
+    output: Path
+    """JSON lines with query, pos, neg, pos_scores and neg_scores, for finetune."""
+    negatives: int = 15
+    """Negatives per query at most."""
+    from_rank: int = 10
+    """Best rank that a negative may have; those before it are often relevant, though nobody judged them."""
+    to_rank: int = 200
+    """Worst rank that a negative may have."""
+    selection: Literal["random", "top"] = "random"
+    """Which candidates of the ranks are taken: a sample, or the first."""
+    margin: float | None = None
+    """Leave out a candidate that scores above the best relevant document's score minus this."""
+    relative_margin: float | None = None
+    """Leave out a candidate that scores above this share of the best relevant document's score, such as 0.95."""
+    scores: Path | None = None
+    """A run with a reranker's scores: margins then go by them, they are written as pos_scores and neg_scores, and
+    documents without one are left out."""
+    seed: int = 42
+    """Seed of the sample; the same seed gives the same file."""
+
+    def problems(self) -> list[str]:
+        """See `JobConfig.problems`."""
+        problems = [
+            *super().problems(),
+            *self._at_least(1, "negatives", "from_rank", "to_rank"),
+            *self._at_least(0, "margin"),
+            *self._within(0, 1, "relative_margin"),
+        ]
+        if (self.index is None) == (self.run is None):
+            problems.append("--index or --run: give exactly one of the two")
+        if self.to_rank < self.from_rank:
+            problems.append(f"--to-rank: {self.to_rank} comes before --from-rank {self.from_rank}")
+        return problems
+
+
+@dataclass(frozen=True, kw_only=True)
 class FuseConfig(JobConfig):
     """Fuse several runs into one."""
 

@@ -8,6 +8,8 @@ from llara.data.documents import parse_document as parse_document
 from llara.data.documents import read_documents as read_documents
 from llara.data.examples import collection_examples as collection_examples
 from llara.data.examples import read_examples as read_examples
+from llara.data.judged import Judged as Judged
+from llara.data.judged import read_judged as read_judged
 from llara.data.rows import Row as Row
 from llara.data.rows import read_rows as read_rows
 from llara.data.runs import Run as Run

@@ -16,8 +16,8 @@ class _Span(NamedTuple):
     """Lines of one query that stand together: their first byte, the number of the first, and how many there are."""
 
     offset: int
-    line: int
-    count: int
+    first: int
+    lines: int
 
 
 class Run:
@@ -91,14 +91,14 @@ class Run:
             if document_id in seen:
                 raise twice(self.path, number, query_id, document_id)
             seen.add(document_id)
-            start = start._replace(count=start.count + 1)
+            start = start._replace(lines=start.lines + 1)
             offset += len(line)
         self._add(current, start)
         for query_id in scattered:
             self._refuse_twice(query_id)
 
     def _add(self, query_id: str, span: _Span) -> None:
-        if span.count:
+        if span.lines:
             self._spans.setdefault(query_id, []).append(span)
 
     def _refuse_twice(self, query_id: str) -> None:
@@ -112,8 +112,8 @@ class Run:
         """Yields line, document id and score of each hit of a query, in the order of the file."""
         for span in self._spans.get(query_id, ()):
             self._file.seek(span.offset)
-            lines = [self._file.readline(MAX_LINE_BYTES) for _ in range(span.count)]
-            for number, line in enumerate(lines, span.line):
+            lines = [self._file.readline(MAX_LINE_BYTES) for _ in range(span.lines)]
+            for number, line in enumerate(lines, span.first):
                 found, document_id, score = self._parse(number, line)
                 if found != query_id:
                     raise DataError(self.path, number, "was changed while it was read; run the command again")

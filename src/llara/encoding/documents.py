@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llara.data.lines import MAX_LINE_BYTES
 from llara.encoding.arrays import Array, npy_header, open_array, write_array
@@ -140,6 +141,29 @@ class DocumentStore:
                 return int(self._starts[number]) + row
         return None
 
+    def find_all(self, identifiers: Sequence[str]) -> NDArray[np.int64]:
+        """Returns the position of each id, -1 where no document has it; every shard is opened at most once."""
+        found = np.full(len(identifiers), -1, np.int64)
+        hashes = np.array([_hash(each) for each in identifiers], np.uint64)
+        for number, entry in enumerate(self._entries):
+            missing = np.flatnonzero(found < 0)
+            if not len(missing):
+                break
+            if not entry["documents"]:
+                continue
+            shard = self._shard(number)
+            for at in missing[shard.may_hold(hashes[missing])].tolist():
+                row = shard.find(identifiers[at])
+                if row is not None:
+                    found[at] = int(self._starts[number]) + row
+        return found
+
+    def get_all(self, identifiers: Sequence[str]) -> dict[str, Document]:
+        """Returns the documents with these ids, by id; an id that no document has is left out."""
+        positions = self.find_all(identifiers)
+        # In the order of the file, so that each block is unpacked once for all the documents that are wanted of it.
+        return {identifiers[at]: self.get(int(positions[at])) for at in np.argsort(positions) if positions[at] >= 0}
+
     def document(self, identifier: str) -> Document:
         """Returns the document with an id; an unknown one is a `StorageError`."""
         position = self.find(identifier)
@@ -198,6 +222,11 @@ class _StoredShard:
         except UnicodeDecodeError:
             pass
         raise self._damage("ids", f"rows {first} to {last - 1} are not whole lines")
+
+    def may_hold(self, hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Tells for each hash of an id, uint64 [n], whether a document here has it; bool [n]."""
+        at = np.searchsorted(self._lookup[0], hashes)
+        return np.asarray(self._lookup[0][np.minimum(at, self.rows - 1)] == hashes, np.bool_)
 
     def find(self, identifier: str) -> int | None:
         wanted = np.uint64(_hash(identifier))

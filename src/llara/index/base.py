@@ -6,7 +6,7 @@ An index folder holds `manifest.json` (published last), `identity.json` (what th
 """
 
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -48,6 +48,10 @@ class Index(Protocol[Queries]):
 
     def search(self, queries: Queries, top_k: int) -> TopK:
         """Returns at most `top_k` hits per query, by score descending, ties by document id descending."""
+        ...
+
+    def score(self, queries: Queries, positions: Sequence[Positions]) -> list[Floats]:
+        """Returns the scores of given documents, per query int64 [n] to float32 [n], as `search` gives them."""
         ...
 
     def __len__(self) -> int: ...
@@ -157,8 +161,8 @@ def best_first(scores: Floats, positions: Positions, ids: Ids, top_k: int) -> tu
     order = np.lexsort((positions, -scores))
     scores, positions = scores[order], positions[order]
     # Ids are looked up inside groups of equal scores only, and only for groups that reach into the first `top_k`.
-    starts = np.flatnonzero(np.r_[True, scores[1:] != scores[:-1]]) if len(scores) else np.empty(0, np.int64)
-    stops = np.r_[starts[1:], len(scores)]
+    starts = np.flatnonzero(np.r_[True, scores[1:] != scores[:-1]][: len(scores)])
+    stops = np.r_[starts[1:], len(scores)][: len(starts)]
     for start, stop in zip(starts, stops, strict=True):
         if start >= top_k:
             break

@@ -97,14 +97,22 @@ class Bm25Index:
         top_k = min(top_k, len(self))
         return stack([self._search_one(query, top_k) for query in queries], top_k)
 
-    def _search_one(self, query: str, top_k: int) -> tuple[Floats, Positions]:
+    def score(self, queries: Sequence[str], positions: Sequence[Positions]) -> list[Floats]:
+        """Returns the scores of given documents, per query int64 [n] to float32 [n]; 0 without a word in common."""
+        return [self._score(query)[each] for query, each in zip(queries, positions, strict=True)]
+
+    def _score(self, query: str) -> Floats:
+        """Returns the score of every document, float32 [documents]."""
         terms = [self._terms[term] for term in self.analyzer.terms(query) if term in self._terms]
         if not terms:
-            return np.empty(0, np.float32), np.empty(0, np.int64)
+            return np.zeros(len(self), np.float32)
         try:
-            scores = self._bm25.get_scores_from_ids(terms)
+            return np.asarray(self._bm25.get_scores_from_ids(terms), np.float32)
         except IndexError as error:  # a position beyond the last document
             raise StorageError("postings.positions.npy", f"is damaged: {error}; rebuild the index") from error
+
+    def _search_one(self, query: str, top_k: int) -> tuple[Floats, Positions]:
+        scores = self._score(query)
         found = np.flatnonzero(scores > 0)
         if len(found) > top_k:
             found = found[scores[found] >= np.partition(scores[found], -top_k)[-top_k]]

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,10 @@ class FlatIndex:
                 unclear += self._search_batch(queries, pending[start : start + step], top_k, fetch, rows)
             pending, fetch = unclear, min(4 * fetch, len(self))
         return stack(rows, top_k)
+
+    def score(self, queries: Floats, positions: Sequence[Positions]) -> list[Floats]:
+        """Returns the scores of given documents, per query int64 [n] to float32 [n], as `search` gives them."""
+        return [self._score(query, each) for query, each in zip(queries, positions, strict=True)]
 
     @property
     def origin(self) -> str:
