@@ -1,0 +1,139 @@
+"""GradCache: a loss over any number of vectors, at the activation memory of one chunk.
+
+Source: Gao et al. 2021 (arXiv 2101.06983, section 3). In three steps:
+
+1. Encode all chunks without graph, and record the state of the random number generators before each.
+2. Compute the loss on the vectors, in row chunks, and its gradient on each vector (`rows.row_gradients`).
+3. Encode each chunk again, with graph, under its recorded state: dropout drops the same units as before. The gradient
+   of `(vectors * gradient on them).sum()` on the weights is then that of the loss.
+
+Step 3 gives the gradient of the loss over the vectors of step 1, so both must be the same vectors: the same chunks, not
+only the same rows, since dropout and rounding depend on what shares a forward pass.
+
+With several processes, each computes the loss of its own queries over the passages of all, which are gathered without
+graph; the gradients that all of them found for a passage are summed where it was encoded.
+
+Shapes: n rows of a chunk, N of all chunks, D dimensions.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Generic, NamedTuple, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+Chunk = TypeVar("Chunk")
+
+
+class RandomState(NamedTuple):
+    """The state of the CPU's random number generator, and of the device's where that is another."""
+
+    cpu: Tensor
+    device: Tensor | None
+
+
+class GradCache(Generic[Chunk]):
+    """The vectors of one batch, and what takes it to encode each chunk again exactly as it was.
+
+    Args:
+        encode: Turns a chunk into its vectors, [n, D]; with graph where grad mode is on.
+        chunks: The batch.
+        device: Where it is encoded.
+        keep: How many of the first chunks keep their graph instead of being encoded twice. What it buys is time, what
+            it costs is their activations; the gradients are the same to the bit.
+
+    Attributes:
+        vectors: [N, D] without graph, one chunk after the other.
+        sizes: n of each chunk.
+    """
+
+    def __init__(
+        self, encode: Callable[[Chunk], Tensor], chunks: Sequence[Chunk], device: torch.device, keep: int = 0
+    ) -> None:
+        self._encode, self._chunks, self._device = encode, chunks, device
+        self._states: list[RandomState] = []
+        self._graphs: dict[int, Tensor] = {}
+        parts = []
+        for number, chunk in enumerate(chunks):
+            self._states.append(random_state(device))
+            with torch.set_grad_enabled(number < keep):
+                vectors = encode(chunk)
+            if number < keep:
+                self._graphs[number] = vectors
+            parts.append(vectors.detach())
+        self.sizes = [len(part) for part in parts]
+        self.vectors = torch.cat(parts)
+
+    def surrogate(self, number: int, gradient: Tensor) -> Tensor:
+        """Returns a scalar whose gradient on the weights is the loss's, as far as it comes through one chunk.
+
+        Call it once per chunk, and let each go backward before the next, so that one graph at a time is in memory.
+
+        Args:
+            number: The chunk.
+            gradient: [n, D], the loss's gradient on its vectors.
+        """
+        vectors = self._graphs.pop(number, None)
+        if vectors is None:
+            with torch.enable_grad(), rewound(self._states[number], self._device):
+                vectors = self._encode(self._chunks[number])
+        return (vectors * gradient.to(vectors.dtype)).sum()
+
+
+def random_state(device: torch.device) -> RandomState:
+    """Returns the state of the random number generators that an encoding on `device` draws from."""
+    return RandomState(torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None)
+
+
+def _restore(state: RandomState, device: torch.device) -> None:
+    torch.set_rng_state(state.cpu)
+    if state.device is not None:
+        torch.cuda.set_rng_state(state.device, device)
+
+
+@contextmanager
+def rewound(state: RandomState, device: torch.device) -> Iterator[None]:
+    """Runs a block under a recorded state, and puts the present one back after it."""
+    present = random_state(device)
+    _restore(state, device)
+    try:
+        yield
+    finally:
+        _restore(present, device)
+
+
+def processes() -> int:
+    """Returns how many processes train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
+    """Returns the rows of all processes, in the order of their ranks and without graph, and where our own start.
+
+    Args:
+        rows: [n, ...]; n may differ from process to process, the rest may not.
+    """
+    rows = rows.detach()
+    if processes() == 1:
+        return rows, 0
+    sizes = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(processes())]
+    dist.all_gather(sizes, torch.tensor([len(rows)], device=rows.device))
+    counts = [int(size) for size in sizes]
+    padded = rows.new_zeros((max(counts), *rows.shape[1:]))
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    gathered = torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+    return gathered, sum(counts[: dist.get_rank()])
+
+
+def own_gradient(gradient: Tensor, start: int, count: int) -> Tensor:
+    """Returns the sum over all processes of a gradient on gathered rows, for our own `count` rows from `start` on.
+
+    `gradient` is overwritten.
+    """
+    if processes() > 1:
+        dist.all_reduce(gradient)
+    return gradient[start : start + count]
