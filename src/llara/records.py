@@ -45,8 +45,13 @@ class Passage(NamedTuple):
 
 
 class Example(NamedTuple):
-    """One training example: a query, at least one relevant passage, and any number of hard negatives."""
+    """One training example: a query, at least one relevant passage, and any number of hard negatives.
+
+    Where a teacher has scored the passages, its scores stand beside them, one for each; else there are none.
+    """
 
     query: str
     positives: tuple[Passage, ...]
     negatives: tuple[Passage, ...] = ()
+    positive_scores: tuple[float, ...] = ()
+    negative_scores: tuple[float, ...] = ()

@@ -22,12 +22,13 @@ def test_texts_and_objects(write: Write) -> None:
                 "pos": ["a", {"title": "T", "text": "b"}],
                 "neg": [{"text": "c"}, "d"],
                 "pos_scores": [1, 2],
+                "neg_scores": [0.5, -1],
             },
             {"query": "q2", "pos": ["a"]},
         ],
     )
     assert read_examples([path]) == [
-        Example("q1", (Passage("a"), Passage("b", "T")), (Passage("c"), Passage("d"))),
+        Example("q1", (Passage("a"), Passage("b", "T")), (Passage("c"), Passage("d")), (1.0, 2.0), (0.5, -1.0)),
         Example("q2", (Passage("a"),), ()),
     ]
 
@@ -80,10 +81,19 @@ def test_files_that_are_no_training_data(write: Write) -> None:
     with pytest.raises(DataError) as caught:
         read_examples([path])
     assert str(caught.value) == (
-        f"{path}: training data is JSON lines with query, pos, neg, or a collection (BEIR folder, pairs, SQuAD JSON)"
+        f"{path}: training data is JSON lines with query, pos, neg, or of Tevatron's layouts, a .tsv of pairs or "
+        "triples, or a collection (BEIR folder, pairs, SQuAD JSON)"
     )
     with pytest.raises(DataError, match="the file is empty"):
         read_examples([write("t.jsonl", "")])
+
+
+def test_ids_cannot_be_read_into_memory(write: Write) -> None:
+    path = write("t.jsonl", [{"query_text": "q", "positive_document_ids": ["a"]}])
+    with pytest.raises(DataError, match=r"t.jsonl:1: names its passages by id, not by text"):
+        read_examples([path])
+    with pytest.raises(DataError, match=r"t.tsv:1: names its query by id, not by text"):
+        read_examples([write("t.tsv", "1\t0\t2\t1\n")])
 
 
 def test_a_collection_gives_one_example_per_query_with_all_positives(beir: Path) -> None:

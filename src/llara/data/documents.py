@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from llara.data.lines import MAX_LINE_BYTES, digest
-from llara.data.rows import Row, read_rows
+from llara.data.rows import Row, as_id, read_rows
 from llara.errors import DataError
 from llara.records import Document
 
@@ -29,8 +29,10 @@ def read_documents(paths: Sequence[Path]) -> Iterator[Document]:
         yield document
 
 
-def parse_document(row: Row) -> Document:
+def parse_document(row: Row, *, needs_id: bool = True) -> Document:
     """Returns the document of one row; DataError(path, line, reason) where there is none.
+
+    Where `needs_id` is False, a JSON object without an id gets its place as id: `path:line`.
 
     A row with `question` and `answer` and no `text` is a labelled pair: its answer is the text. Its focus stays in the
     metadata: as a title it would give the question away.
@@ -41,7 +43,7 @@ def parse_document(row: Row) -> Document:
     if row.kind == "tsv":
         return _from_columns(row)
     # An oversize row fails in here, as it would have in any of the above.
-    return _from_object(row, parse_object(row))
+    return _from_object(row, parse_object(row), None if needs_id else as_id(f"{row.path}:{row.line}"))
 
 
 def decode(row: Row, data: bytes) -> str:
@@ -100,11 +102,13 @@ def check_text(row: Row, value: Any, what: str, field: str = "text", title: str 
     return value
 
 
-def take_id(row: Row, fields: dict[str, Any], what: str = "document") -> str:
-    """Removes the field `_id`, or else `id`, and returns it, checked."""
-    for name in ("_id", "id"):
+def take_id(row: Row, fields: dict[str, Any], what: str = "document", default: str | None = None) -> str:
+    """Removes the field `_id`, or else `id`, or else `docid` (Tevatron's), and returns it, checked."""
+    for name in ("_id", "id", "docid"):
         if name in fields:
             return check_id(row, fields.pop(name), what)
+    if default is not None:
+        return default
     _bad(row, "no id (neither the field _id nor id)")
 
 
@@ -128,8 +132,8 @@ def json_type(value: Any) -> str:
     return names.get(type(value), "a number")
 
 
-def _from_object(row: Row, fields: dict[str, Any]) -> Document:
-    document_id = take_id(row, fields)
+def _from_object(row: Row, fields: dict[str, Any], default_id: str | None) -> Document:
+    document_id = take_id(row, fields, default=default_id)
     if is_pair(fields):
         check_text(row, fields["question"], "question", "question")
         document_id = pair_id(fields, document_id)

@@ -16,7 +16,7 @@ def read_query_file(path: Path) -> list[Query]:
     """
     queries: list[Query] = []
     seen: dict[str, int] = {}
-    for row, query in _rows(path):
+    for row, query in iter_queries(path):
         first = seen.setdefault(query.id, row.line)
         if first != row.line:
             raise DataError(row.path, row.line, f"duplicate query id {query.id!r}, first in line {first}")
@@ -24,7 +24,8 @@ def read_query_file(path: Path) -> list[Query]:
     return queries
 
 
-def _rows(path: Path) -> Iterator[tuple[Row, Query]]:
+def iter_queries(path: Path) -> Iterator[tuple[Row, Query]]:
+    """Yields the rows of a plain file with their queries, in bounded memory; repeated ids are left to the caller."""
     for row in read_rows([path]):
         if row.kind == "tsv":
             yield row, _from_columns(row)
