@@ -7,92 +7,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import TrainerCallback
 
 from llara.config import AdaptConfig
 from llara.errors import LlaraError, StorageError
-from llara.model import EmbeddingModel
 from llara.training import checkpoint
 from llara.training.arguments import steps_for
-from llara.training.objective import NAMES, AdaptModule, Plan, Prompts, collate
-from llara.training.trainer import Batch, JobTrainer
-from tests import tiny
+from llara.training.objective import NAMES
+from llara.training.trainer import JobTrainer
 from tests.training.helpers import adapt_config, computed, log_lines
-
-PLAN = Plan("ebae+ebar", True, 1.0, 0.5)
-
-
-def make_rows(count: int) -> list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
-    """Texts of 3 to 9 tokens; every third has no next text."""
-    rng = np.random.default_rng(0)
-    rows = []
-    for number in range(count):
-        text = rng.integers(5, 300, size=int(rng.integers(3, 10)))
-        rows.append((text, rng.integers(5, 300, size=0 if number % 3 == 0 else 4)))
-    return rows
-
-
-class Rows:
-    """Serves rows in order, `size` at a time, and remembers the numbers of the batches asked for.
-
-    A batch is cut into passes of `cut` rows; batch `poison` counts NaN examples.
-    """
-
-    names: tuple[str, ...] = NAMES
-    batches: int | None = None
-
-    def __init__(self, prompts: Prompts, size: int, poison: int | None = None, cut: int = 100) -> None:
-        self.prompts, self.size, self.poison, self.cut = prompts, size, poison, cut
-        self.rows = make_rows(24)
-        self.asked: list[int] = []
-
-    def passes(self, number: int) -> list[Batch]:
-        self.asked.append(number)
-        picked = [self.rows[i % len(self.rows)] for i in range(number * self.size, (number + 1) * self.size)]
-        made = [self.collate(picked[start : start + self.cut]) for start in range(0, len(picked), self.cut)]
-        if number == self.poison:
-            made[-1]["counts"] = made[-1]["counts"] * float("nan")
-        return made
-
-    def collate(self, rows: list[Any]) -> Batch:
-        return collate([text for text, _ in rows], [following for _, following in rows], self.prompts, PLAN)
-
-    def empty(self) -> Batch:
-        raise AssertionError("there is no end")
-
-    def describe(self, number: int) -> list[str]:
-        return [f"row {i % len(self.rows)}" for i in range(number * self.size, (number + 1) * self.size)]
-
-
-def trainer_of(
-    folder: Path, steps: int = 4, poison: int | None = None, cut: int = 100, **changes: Any
-) -> tuple[JobTrainer, Any]:
-    folder.mkdir(exist_ok=True)
-    config: AdaptConfig = adapt_config(Path("base"), Path("text"), folder / "out", steps=steps, **changes)
-    model: EmbeddingModel = tiny.model()
-    template = model.bind()
-    prompts = Prompts(template.passage, template.query, model.pad_id)
-    source = Rows(prompts, config.batch_size, poison, cut)
-    return JobTrainer(AdaptModule(model, prompts, PLAN), source, config, folder, steps, "test"), source
-
-
-def weights_of(trainer: JobTrainer) -> torch.Tensor:
-    return torch.cat([value.detach().flatten() for value in trainer.model.parameters()]).clone()
+from tests.training.rows import INF, NAN, Rows, gradients_of, make_trainer, weights_of
 
 
 def gradients_of_first_step(folder: Path, **changes: Any) -> torch.Tensor:
     """Returns the gradient as the optimizer sees it at step 1."""
-    trainer, _ = trainer_of(folder, steps=1, max_grad_norm=0.0, **changes)
-    found: list[torch.Tensor] = []
-
-    class Look(TrainerCallback):  # type: ignore[misc]
-        def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-            found.append(torch.cat([value.grad.flatten().clone() for value in trainer.model.parameters()]))
-
-    trainer.add_callback(Look())
-    trainer.run()
-    assert len(found) == 1
-    return found[0]
+    return gradients_of(make_trainer(folder, steps=1, max_grad_norm=0.0, **changes)[0])[0]
 
 
 def test_accumulated_gradients_are_those_of_one_batch(tmp_path: Path) -> None:
@@ -106,8 +34,8 @@ def test_accumulated_gradients_are_those_of_one_batch(tmp_path: Path) -> None:
 
 
 def test_accumulation_gives_the_same_run(tmp_path: Path) -> None:
-    whole, _ = trainer_of(tmp_path / "whole", batch_size=8, log_every=1)
-    halves, _ = trainer_of(tmp_path / "halves", batch_size=4, accumulation=2, log_every=1)
+    whole, _ = make_trainer(tmp_path / "whole", batch_size=8, log_every=1)
+    halves, _ = make_trainer(tmp_path / "halves", batch_size=4, accumulation=2, log_every=1)
     whole.run()
     halves.run()
     # Adam divides by the gradient's size, so rounding shows more in weights than in gradients.
@@ -118,7 +46,7 @@ def test_accumulation_gives_the_same_run(tmp_path: Path) -> None:
 
 
 def test_the_log_holds_the_mean_of_each_branch(tmp_path: Path) -> None:
-    trainer, source = trainer_of(tmp_path / "run", steps=3, learning_rate=0.0, log_every=3, accumulation=2, cut=3)
+    trainer, source = make_trainer(tmp_path / "run", steps=3, learning_rate=0.0, log_every=3, accumulation=2, cut=3)
     last = trainer.run()
     totals, counts, per_step = torch.zeros(3), torch.zeros(3, dtype=torch.float64), []
     for step in range(3):
@@ -138,7 +66,7 @@ def test_the_log_holds_the_mean_of_each_branch(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("steps", "log_every", "logged"), [(5, 2, [2, 4, 5]), (2, 10, [2]), (4, 4, [4])])
 def test_the_last_steps_are_logged_too(tmp_path: Path, steps: int, log_every: int, logged: list[int]) -> None:
-    trainer, _ = trainer_of(tmp_path / "run", steps=steps, log_every=log_every)
+    trainer, _ = make_trainer(tmp_path / "run", steps=steps, log_every=log_every)
     last = trainer.run()
     lines = log_lines(tmp_path / "run", "log.jsonl")
     assert [line["step"] for line in lines] == logged
@@ -146,63 +74,66 @@ def test_the_last_steps_are_logged_too(tmp_path: Path, steps: int, log_every: in
 
 
 def test_log_lines_cover_their_own_steps(tmp_path: Path) -> None:
-    trainer, _ = trainer_of(tmp_path / "run", steps=4, learning_rate=0.0, log_every=1, batch_size=24)
+    trainer, _ = make_trainer(tmp_path / "run", steps=4, learning_rate=0.0, log_every=1, batch_size=24)
     trainer.run()
     losses = [entry["loss_ebae"] for entry in log_lines(tmp_path / "run", "log.jsonl")]
     assert len(losses) == 4
     assert losses == pytest.approx([losses[0]] * 4)  # every step sees all rows; nothing of the last is carried over
 
 
-@pytest.mark.parametrize("poison", [0, 3, 5])
-def test_a_nan_loss_stops_before_the_optimizer_moves(tmp_path: Path, poison: int) -> None:
-    trainer, _ = trainer_of(tmp_path / "run", steps=4, poison=poison, accumulation=2, save_every=1)
-    step = poison // 2 + 1
-    with pytest.raises(LlaraError, match=rf"the loss is nan at step {step}; .*--learning-rate"):
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+@pytest.mark.parametrize("value", [NAN, INF])
+@pytest.mark.parametrize("number", [0, 1, 3, 6, 9])
+def test_what_is_no_number_stops_before_the_optimizer_moves(
+    tmp_path: Path, where: str, value: float, number: int
+) -> None:
+    settings: dict[str, Any] = {"steps": 5, "accumulation": 2, "cut": 3, "save_every": 1, "log_every": 1}
+    settings["max_grad_norm"] = 0.0 if number == 3 else 1.0
+    trainer, _ = make_trainer(tmp_path / "run", bad={number: (where, value)}, **settings)
+    step = number // 2 + 1
+    with pytest.raises(LlaraError) as caught:
         trainer.run()
-    healthy, _ = trainer_of(tmp_path / "healthy", steps=4, accumulation=2, save_every=1)
+    said = str(caught.value)
+    assert said.startswith("the loss is " if where == "loss" else "the gradient's norm is ")
+    assert f" at step {step}; nothing was updated with it" in said
+    # A bad loss is that of one batch of four rows; a bad gradient is that of the step.
+    rows = range(number * 4, number * 4 + 4) if where == "loss" else range((step - 1) * 8, step * 8)
+    assert said.endswith("the documents of that step: " + ", ".join(f"row {row % 24}" for row in rows))
+    before = weights_of(trainer)
+    assert torch.isfinite(before).all()
+    lines = log_lines(tmp_path / "run", "log.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, step))
+    assert all(np.isfinite(line["loss"]) for line in lines)
+    saved = checkpoint.list_checkpoints(tmp_path / "run")
     if step == 1:
-        assert torch.equal(weights_of(trainer), weights_of(healthy))
+        assert "there is no checkpoint yet" in said and not saved
+        assert torch.equal(before, weights_of(make_trainer(tmp_path / "healthy", **settings)[0]))
     else:
-        saved = checkpoint.list_checkpoints(tmp_path / "run")[-1]
-        assert saved.name == f"checkpoint-{step - 1}"
-        before = weights_of(trainer)
-        checkpoint.load_weights(trainer.model, saved)
+        assert f"the last good checkpoint is {saved[-1]}" in said
+        assert saved[-1].name == f"checkpoint-{step - 1}"
+        checkpoint.load_weights(trainer.model, saved[-1])
         assert torch.equal(weights_of(trainer), before)
 
 
-@pytest.mark.parametrize("max_grad_norm", [0.0, 1.0])
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_bad_gradient_stops_before_the_optimizer_moves(tmp_path: Path, max_grad_norm: float, value: float) -> None:
-    trainer, _ = trainer_of(tmp_path / "run", steps=3, max_grad_norm=max_grad_norm, save_every=1)
-    spoilt = next(iter(trainer.model.parameters()))
-
-    def spoil(gradient: torch.Tensor) -> torch.Tensor:
-        return gradient * value if trainer.state.global_step == 1 else gradient
-
-    spoilt.register_hook(spoil)
-    with pytest.raises(LlaraError, match=r"the gradient's norm is (nan|inf) at step 2; nothing was updated"):
+def test_a_message_names_few_of_many_documents(tmp_path: Path) -> None:
+    trainer, _ = make_trainer(tmp_path / "run", bad={0: ("loss", NAN)}, batch_size=20)
+    with pytest.raises(LlaraError, match=r"step: row 0, row 1, .*row 7 and 12 more$"):
         trainer.run()
-    before = weights_of(trainer)
-    assert torch.isfinite(before).all()
-    saved = checkpoint.list_checkpoints(tmp_path / "run")
-    assert [path.name for path in saved] == ["checkpoint-1"]
-    checkpoint.load_weights(trainer.model, saved[0])
-    assert torch.equal(weights_of(trainer), before)
 
 
-def resumed(folder: Path, stop: int, **changes: Any) -> tuple[JobTrainer, Any]:
+def resumed(folder: Path, stop: int, **changes: Any) -> tuple[JobTrainer, Rows]:
     """Runs until step `stop` + 1 fails, and returns a trainer that goes on after `stop`."""
-    broken, _ = trainer_of(folder, steps=6, poison=stop, save_every=stop, **changes)
+    broken, _ = make_trainer(folder, steps=6, bad={stop: ("loss", NAN)}, save_every=stop, **changes)
     with pytest.raises(LlaraError, match="the loss is nan"):
         broken.run()
-    return trainer_of(folder, steps=6, **changes)
+    return make_trainer(folder, steps=6, **changes)
 
 
 def test_a_resumed_run_asks_for_the_batches_that_follow(tmp_path: Path) -> None:
     trainer, source = resumed(tmp_path / "run", 4)
     trainer.run()
     assert source.asked == [4, 5]
-    reference, _ = trainer_of(tmp_path / "reference", steps=6)
+    reference, _ = make_trainer(tmp_path / "reference", steps=6)
     reference.run()
     assert torch.equal(weights_of(trainer), weights_of(reference))
     assert computed(tmp_path / "run", "log.jsonl") == computed(tmp_path / "reference", "log.jsonl")
@@ -210,7 +141,7 @@ def test_a_resumed_run_asks_for_the_batches_that_follow(tmp_path: Path) -> None:
 
 def test_intervals_may_change_when_a_run_goes_on(tmp_path: Path) -> None:
     trainer, _ = resumed(tmp_path / "run", 2, log_every=2)
-    again, _ = trainer_of(tmp_path / "run", steps=6, log_every=1, save_every=1, keep=10)
+    again, _ = make_trainer(tmp_path / "run", steps=6, log_every=1, save_every=1, keep=10)
     again.run()
     assert [path.name for path in checkpoint.list_checkpoints(tmp_path / "run")] == [
         f"checkpoint-{step}" for step in (2, 3, 4, 5, 6)
@@ -220,7 +151,7 @@ def test_intervals_may_change_when_a_run_goes_on(tmp_path: Path) -> None:
 
 
 def test_checkpoints_hold_no_pickled_arguments_and_the_oldest_go(tmp_path: Path) -> None:
-    trainer, _ = trainer_of(tmp_path / "run", steps=6, save_every=2, keep=2)
+    trainer, _ = make_trainer(tmp_path / "run", steps=6, save_every=2, keep=2)
     trainer.run()
     found = checkpoint.list_checkpoints(tmp_path / "run")
     assert [path.name for path in found] == ["checkpoint-4", "checkpoint-6"]
@@ -289,23 +220,23 @@ def saved(tmp_path: Path, one_checkpoint: dict[str, bytes]) -> Path:
 @pytest.fixture(scope="module")
 def one_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("checkpoint") / "run"
-    trainer, _ = trainer_of(folder, steps=2)
+    trainer, _ = make_trainer(folder, steps=2)
     trainer.run()
     return {path.name: path.read_bytes() for path in (folder / "checkpoint-2").iterdir()}
 
 
 def test_the_run_refuses_a_damaged_checkpoint_until_it_is_deleted(tmp_path: Path) -> None:
-    trainer, _ = trainer_of(tmp_path / "run", steps=4, save_every=2)
+    trainer, _ = make_trainer(tmp_path / "run", steps=4, save_every=2)
     trainer.run()
     damaged = tmp_path / "run" / "checkpoint-4"
     (damaged / "sums.json").write_bytes(b"{}")
-    again, _ = trainer_of(tmp_path / "run", steps=4, save_every=2)
+    again, _ = make_trainer(tmp_path / "run", steps=4, save_every=2)
     with pytest.raises(StorageError, match=r"delete .*checkpoint-4 to resume from the one before it"):
         again.run()
     for path in damaged.iterdir():
         path.unlink()
     damaged.rmdir()
-    last, source = trainer_of(tmp_path / "run", steps=4, save_every=2)
+    last, source = make_trainer(tmp_path / "run", steps=4, save_every=2)
     last.run()
     assert source.asked == [2, 3]
     assert torch.equal(weights_of(last), weights_of(trainer))
@@ -319,7 +250,7 @@ def test_leftovers_are_no_checkpoints_and_go(tmp_path: Path) -> None:
     (folder / ".tmp-staging" / "checkpoint-2").mkdir()
     (folder / ".tmp-staging" / "checkpoint-2" / "checkpoint.json").write_text("{}")
     assert checkpoint.list_checkpoints(folder) == []
-    trainer, source = trainer_of(folder, steps=2)
+    trainer, source = make_trainer(folder, steps=2)
     trainer.run()
     assert source.asked == [0, 1]
     checkpoint.check_checkpoint(folder / "checkpoint-2")
@@ -329,7 +260,7 @@ def test_leftovers_are_no_checkpoints_and_go(tmp_path: Path) -> None:
 
 
 def test_weights_of_another_model_are_refused(saved: Path) -> None:
-    trainer, _ = trainer_of(saved.parent / "other", steps=2)
+    trainer, _ = make_trainer(saved.parent / "other", steps=2)
     next(iter(trainer.model.parameters())).requires_grad_(False)
     with pytest.raises(StorageError, match=r"belongs to another model: lm.model.embed_tokens.weight"):
         checkpoint.load_weights(trainer.model, saved)

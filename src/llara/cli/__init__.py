@@ -77,6 +77,8 @@ def _run(arguments: list[str]) -> int:
     set_quiet(options.quiet)
     _prepare_environment(config.offline, options.quiet)
     result = _job(command.job)(config)
+    if os.environ.get("RANK", "0") != "0":
+        return 0  # of the processes that torchrun has started, the first one reports
 
     from llara.cli.show import next_command, remarks, show
 

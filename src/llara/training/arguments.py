@@ -15,8 +15,18 @@ from llara.loading import pick_device
 INTEGRATIONS = ("tensorboard", "wandb", "trackio")
 
 
-def training_arguments(config: TrainConfig, folder: Path, steps: int, *, autocast: bool) -> TrainingArguments:
-    """Returns Trainer's arguments for a run of `steps` optimizer steps in `folder`."""
+def training_arguments(
+    config: TrainConfig, folder: Path, steps: int, *, autocast: bool, find_unused: bool
+) -> TrainingArguments:
+    """Returns Trainer's arguments for a run of `steps` optimizer steps in `folder`.
+
+    Args:
+        config: The job's configuration.
+        folder: The work folder.
+        steps: Optimizer steps of the run.
+        autocast: Float32 weights run in bfloat16.
+        find_unused: Some trained parameters get no gradient, which several processes must find out at every step.
+    """
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
@@ -37,6 +47,7 @@ def training_arguments(config: TrainConfig, folder: Path, steps: int, *, autocas
         seed=config.seed,
         use_cpu=pick_device(config.device).type == "cpu",
         bf16=autocast,
+        ddp_find_unused_parameters=find_unused,
         ddp_broadcast_buffers=False,  # they are constants, and passes differ in number from rank to rank
         remove_unused_columns=False,
         disable_tqdm=True,

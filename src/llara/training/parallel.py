@@ -13,7 +13,9 @@ from datetime import timedelta
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
+import torch
 import torch.distributed as dist
+from torch import nn
 
 from llara.config import TrainConfig
 from llara.errors import ConfigError, LlaraError
@@ -125,6 +127,21 @@ def _waiting_group() -> Any:
 
 
 _group: Any = None
+
+
+def unreached(module: nn.Module, *inputs: Any) -> list[str]:
+    """Returns the trained parameters that no gradient reaches; where there are some, ranks must look for them.
+
+    Args:
+        module: Returns a loss first.
+        inputs: What it takes; random numbers drawn meanwhile are drawn again.
+    """
+    device = next(module.parameters()).device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        module(*inputs)[0].backward()
+    missed = [name for name, value in module.named_parameters() if value.requires_grad and value.grad is None]
+    module.zero_grad(set_to_none=True)
+    return missed
 
 
 def require_one_process(job: str) -> None:

@@ -23,7 +23,7 @@ from llara.progress import note
 from llara.training import checkpoint
 from llara.training.arguments import mixed_precision, training_arguments
 from llara.training.faults import is_out_of_memory, not_finite, out_of_memory
-from llara.training.parallel import Ranks
+from llara.training.parallel import Ranks, unreached
 from llara.training.prefetch import Prefetch
 from llara.training.watch import VOLATILE, LogFile, Meter, Tally, Watcher, means
 
@@ -105,14 +105,25 @@ class JobTrainer(Trainer):
         self._prefetch: Prefetch[list[Batch]] | None = None
         self._step: list[tuple[int, Tensor, Tensor]] = []
         self._resumed_from: Path | None = None
-        autocast = mixed_precision(config, next(module.parameters()))
-        super().__init__(model=module, args=training_arguments(config, folder, steps, autocast=autocast))
+        weight = next(module.parameters())
+        arguments = training_arguments(
+            config,
+            folder,
+            steps,
+            autocast=mixed_precision(config, weight),
+            find_unused=self.ranks.world > 1 and self._finds_unused(module, weight.device),
+        )
+        super().__init__(model=module, args=arguments)
         assert self.args.world_size == self.ranks.world, "every process of the run has joined"
         set_seed(config.seed + self.ranks.rank)  # dropout differs from process to process
         self.remove_callback(PrinterCallback)  # it prints to stdout, which belongs to data
         self.remove_callback(ProgressCallback)
         self.watcher = Watcher(self, label)
         self.add_callback(self.watcher)
+
+    def _finds_unused(self, module: TrainModule, device: torch.device) -> bool:
+        empty = to_device(self.source.empty(), device)
+        return bool(unreached(module, empty, empty["counts"]))
 
     def run(self) -> dict[str, float]:
         """Trains to the end, from the newest checkpoint if there is one, and returns the last logged values.
