@@ -21,9 +21,22 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # modules of one package may import each other, but not in a circle.
 LAYERS = (
     ("errors", "records", "config"),
-    ("files", "outputs", "progress", "invocation", "hardware", "templates", "contract", "batching", "data"),
+    ("files", "outputs", "progress", "invocation", "hardware", "templates", "contract", "pairs", "batching", "data"),
     ("masks", "losses", "model", "loading", "parity"),
-    ("retriever", "encoding", "index", "fuse", "search", "mine", "evaluate", "training", "verify", "doctor", "demo"),
+    (
+        "retriever",
+        "reranker",
+        "encoding",
+        "index",
+        "fuse",
+        "search",
+        "mine",
+        "evaluate",
+        "training",
+        "verify",
+        "doctor",
+        "demo",
+    ),
     ("cli", "__main__"),
 )
 ORDER = [unit for layer in LAYERS for unit in layer]

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from llara import __version__
 from llara.errors import ModelError, StorageError
@@ -18,6 +18,11 @@ from llara.templates import PAPER, SideName, Template
 
 FILE_NAME = "llara.json"
 FORMAT, VERSION = "llara-model", 1
+RERANKER = "llara-reranker"
+KINDS = {
+    FORMAT: "a retriever, which makes vectors (llara encode, search)",
+    RERANKER: "a reranker, which scores a query with a document (llara rerank)",
+}
 # The files whose change alters token ids or shapes are small: their checksums are recomputed at every load.
 SMALL_FILE = 32 * 2**20
 DTYPES = {"float32", "float16", "bfloat16", "float64"}
@@ -73,10 +78,8 @@ class Contract:
         return self.query_length if side == "query" else self.passage_length
 
     def join_title(self, title: str, text: str) -> str:
-        """Returns a passage's full text; the one place where a title meets its text. Without text, it is the title."""
-        if not text.strip():
-            return title or text
-        return f"{title}{self.title_separator}{text}" if title and self.title_separator is not None else text
+        """Returns a passage's full text."""
+        return join_title(self.title_separator, title, text)
 
     def with_lengths(self, query_length: int | None, passage_length: int | None) -> "Contract":
         """Returns the contract with the lengths that are given replaced."""
@@ -85,6 +88,24 @@ class Contract:
             query_length=query_length or self.query_length,
             passage_length=passage_length or self.passage_length,
         )
+
+
+class Storable(Protocol):
+    """A contract of any kind."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns its JSON values."""
+        ...
+
+
+def join_title(separator: str | None, title: str, text: str) -> str:
+    """Returns a full text; the one place where a title meets its text. Without text, it is the title.
+
+    `separator` None leaves titles out.
+    """
+    if not text.strip():
+        return title or text
+    return f"{title}{separator}{text}" if title and separator is not None else text
 
 
 def digest(values: Any) -> str:
@@ -106,7 +127,7 @@ def loaded_files(folder: Path) -> list[str]:
     return [name for name in folder_files(folder) if Path(name).suffix in LOADED]
 
 
-def fingerprint(checksums: Mapping[str, str], contract: Contract) -> str:
+def fingerprint(checksums: Mapping[str, str], contract: Storable) -> str:
     """Returns a SHA-256 over the contract and the files that decide what is loaded, given as name to SHA-256.
 
     The configuration that a run keeps beside its model is left out: it names paths, and the same training elsewhere
@@ -116,8 +137,10 @@ def fingerprint(checksums: Mapping[str, str], contract: Contract) -> str:
     return digest({"files": files, "contract": contract.to_dict()})
 
 
-def make_record(folder: Path, contract: Contract, probe: Mapping[str, Any], *, has_head: bool = True) -> dict[str, Any]:
-    """Returns the content of `llara.json` for the files that lie in `folder`.
+def make_record(
+    folder: Path, contract: Storable, probe: Mapping[str, Any], *, has_head: bool = True, form: str = FORMAT
+) -> dict[str, Any]:
+    """Returns the content of `llara.json` for the files that lie in `folder`; `form` is one of `KINDS`.
 
     `has_head` is False where the LM head is no trained one: the model was made from a folder without.
     """
@@ -126,7 +149,7 @@ def make_record(folder: Path, contract: Contract, probe: Mapping[str, Any], *, h
         for name in folder_files(folder)
     }
     record = {
-        "format": FORMAT,
+        "format": form,
         "version": VERSION,
         "llara": __version__,
         "contract": contract.to_dict(),
@@ -137,18 +160,33 @@ def make_record(folder: Path, contract: Contract, probe: Mapping[str, Any], *, h
     return {**record, "digest": digest(record)}
 
 
-def read_record(folder: Path) -> dict[str, Any] | None:
-    """Returns the content of a folder's `llara.json`, or None where there is none.
+def form_of(folder: Path) -> str | None:
+    """Returns which of `KINDS` a folder says it is, or None where it has no `llara.json`.
 
     Raises:
-        ModelError: The file was changed after it was written, or comes from another format.
+        ModelError: The file is of no known kind.
     """
     path = folder / FILE_NAME
     if not path.is_file():
         return None
     record = read_json(path)
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
+    if not isinstance(record, dict) or record.get("format") not in KINDS:
         raise ModelError(f"{path}: is no llara model record")
+    return str(record["format"])
+
+
+def read_record(folder: Path, form: str = FORMAT) -> dict[str, Any] | None:
+    """Returns the content of a folder's `llara.json`, or None where there is none.
+
+    Raises:
+        ModelError: The file was changed after it was written, or is that of another kind of model than `form`.
+    """
+    path, found = folder / FILE_NAME, form_of(folder)
+    if found is None:
+        return None
+    if found != form:
+        raise ModelError(f"{folder}: is {KINDS[found]}, and not {KINDS[form]}")
+    record: dict[str, Any] = read_json(path)
     if record.get("version") != VERSION:
         raise ModelError(f"{path}: version {record.get('version')}; this llara reads version {VERSION}")
     if digest({key: value for key, value in record.items() if key != "digest"}) != record.get("digest"):
@@ -172,12 +210,13 @@ def _shape_faults(record: Mapping[str, Any]) -> list[str]:
     if faults:
         return faults
     contract, probe = record["contract"], record["probe"]
-    for key in ("query_length", "passage_length"):
+    pairs = record["format"] == RERANKER
+    for key in ("query_length", "length" if pairs else "passage_length"):
         if type(contract.get(key)) is not int or contract[key] < 1:
             faults.append(f"contract.{key} is no length")
     if not isinstance(contract.get("template"), dict):
         faults.append("contract.template is no object")
-    if any(type(contract.get(key)) is not bool for key in ("bos", "normalise", "causal")):
+    if any(type(contract.get(key)) is not bool for key in (("bos",) if pairs else ("bos", "normalise", "causal"))):
         faults.append("contract.bos, normalise or causal is neither true nor false")
     for name, entry in record["files"].items():
         if (
@@ -186,23 +225,34 @@ def _shape_faults(record: Mapping[str, Any]) -> list[str]:
             or not isinstance(entry.get("sha256"), str)
         ):
             faults.append(f"files.{name} has no size and checksum")
-    entries = probe.get("entries")
-    if probe.get("dtype") not in DTYPES or not isinstance(entries, list) or not all(map(_is_probe_entry, entries)):
-        faults.append("probe is no list of texts with ids and vectors in a known dtype")
+    entries, fits = probe.get("entries"), _is_pair_entry if pairs else _is_probe_entry
+    if probe.get("dtype") not in DTYPES or not isinstance(entries, list) or not all(map(fits, entries)):
+        faults.append("probe is no list of texts with ids and vectors or scores in a known dtype")
     return faults
 
 
 def _is_probe_entry(entry: Any) -> bool:
-    def numbers(values: Any, kind: type | tuple[type, ...]) -> bool:
-        return isinstance(values, list) and all(isinstance(value, kind) for value in values)
-
     return (
         isinstance(entry, dict)
         and entry.get("side") in ("query", "passage")
         and isinstance(entry.get("text"), str)
-        and numbers(entry.get("ids"), int)
-        and numbers(entry.get("vector"), (int, float))
+        and _are(entry.get("ids"), int)
+        and _are(entry.get("vector"), (int, float))
     )
+
+
+def _is_pair_entry(entry: Any) -> bool:
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("query"), str)
+        and isinstance(entry.get("document"), str)
+        and _are(entry.get("ids"), int)
+        and isinstance(entry.get("score"), int | float)
+    )
+
+
+def _are(values: Any, kind: type | tuple[type, ...]) -> bool:
+    return isinstance(values, list) and all(isinstance(value, kind) for value in values)
 
 
 def check_files(folder: Path, record: Mapping[str, Any], *, full: bool) -> int:

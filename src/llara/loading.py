@@ -1,6 +1,7 @@
 """Opening a model folder: a saved llara model with its contract, a base model, or a published checkpoint."""
 
 import sys
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,8 @@ import torch
 from llara import contract as contracts
 from llara.config import ModelConfig, TrainConfig
 from llara.contract import Contract
-from llara.errors import ConfigError, ModelError
-from llara.files import TEMPORARY, sha256_file, write_json_atomic
+from llara.errors import ConfigError, ModelError, StorageError
+from llara.files import TEMPORARY, read_json, sha256_file, write_json_atomic
 from llara.hardware import WORKS, probe_torch
 from llara.model import EmbeddingModel
 from llara.progress import note
@@ -46,7 +47,8 @@ def load_model(
     record = contracts.read_record(folder)
     if record is not None and weights:
         contracts.check_files(folder, record, full=config.verify)
-    tokenizer = _load_tokenizer(folder, config)
+    refuse_reranker(folder)
+    tokenizer = load_tokenizer(folder, config)
     saved = Contract.from_dict(record["contract"], str(folder / contracts.FILE_NAME)) if record else None
     contract = _agree(saved, config, tokenizer, new_template=new_template)
     lm, has_head = _load_weights(folder, config) if weights else (_outline(folder, config), True)
@@ -84,10 +86,18 @@ def with_room(contract: Contract, template: BoundTemplate, positions: int | None
     )
 
 
-def resolve(name: str, *, offline: bool = False, remote_code: bool = False, weights: bool = True) -> Path:
+def resolve(
+    name: str,
+    *,
+    offline: bool = False,
+    remote_code: bool = False,
+    weights: bool = True,
+    marks: Sequence[str] = ("config.json",),
+) -> Path:
     """Returns the local folder of a model: `mini`, a folder, or a hub id (downloaded into the hub's cache).
 
-    Without `weights`, those of a hub id are not downloaded, and may be missing from what is returned.
+    Without `weights`, those of a hub id are not downloaded, and may be missing from what is returned. A folder here
+    must hold one of the files in `marks`.
     """
     if name == "mini":
         return MINI
@@ -95,8 +105,8 @@ def resolve(name: str, *, offline: bool = False, remote_code: bool = False, weig
     if folder.is_dir():
         if folder.name.startswith(TEMPORARY):
             raise ModelError(f"{folder}: was left by a save that did not finish; delete it")
-        if not (folder / "config.json").is_file():
-            raise ModelError(f"{folder}: holds no model (config.json is missing)")
+        if not any((folder / mark).is_file() for mark in marks):
+            raise ModelError(f"{folder}: holds no model ({' or '.join(marks)} is missing)")
         return folder
     if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise ModelError(f"{name}: no such folder, and not a hub id of the form organisation/name")
@@ -120,7 +130,34 @@ def _download(name: str, *, offline: bool, remote_code: bool, weights: bool) -> 
         ) from error
 
 
-def _load_tokenizer(folder: Path, config: ModelConfig) -> Any:
+def refuse_reranker(folder: Path) -> None:
+    """Refuses a published reranker, which has no `llara.json` that says so.
+
+    Raises:
+        ModelError: The folder's configuration is that of a model for sequence classification.
+    """
+    kinds = architectures(folder)
+    if kinds and all(kind.endswith("ForSequenceClassification") for kind in kinds):
+        raise ModelError(
+            f"{folder}: is {contracts.KINDS[contracts.RERANKER]}, and not {contracts.KINDS[contracts.FORMAT]}"
+        )
+
+
+def architectures(folder: Path) -> list[str]:
+    """Returns the classes that a folder's configuration names; none where it cannot be read."""
+    try:
+        named = read_json(folder / "config.json").get("architectures")
+    except (StorageError, AttributeError):  # whoever loads the folder says what is wrong with it
+        return []
+    return [str(each) for each in named] if isinstance(named, list) else []
+
+
+def load_tokenizer(folder: Path, config: ModelConfig) -> Any:
+    """Returns the tokenizer of a folder.
+
+    Raises:
+        ModelError: There is none, or it cannot be read.
+    """
     from transformers import AutoTokenizer
 
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")):
@@ -195,6 +232,30 @@ def pick_dtype(name: Literal["auto", "float32", "bfloat16", "float16"], device: 
 def _load_weights(folder: Path, config: ModelConfig) -> tuple[Any, bool]:
     """Returns the model in evaluation mode, and whether the folder held an LM head."""
     from transformers import AutoModelForCausalLM
+
+    lm, missing = read_weights(AutoModelForCausalLM, folder, config, "a causal language model")
+    if lm.base_model is lm:
+        raise ModelError(f"{folder}: {type(lm).__name__} does not say which part of it lies below the LM head")
+    head = {key for key in missing if key.startswith(("lm_head", "embed_out", "output"))}
+    if missing - head:
+        raise _incomplete(folder, missing - head)
+    lm.requires_grad_(True)
+    return lm, not head
+
+
+def read_weights(auto: Any, folder: Path, config: ModelConfig, what: str, **settings: Any) -> tuple[Any, set[str]]:
+    """Returns a model in evaluation mode on its device, and the names of the weights that the folder lacks.
+
+    Args:
+        auto: A class of transformers that picks the model's own class.
+        folder: Where config and safetensors are.
+        config: How they are loaded.
+        what: What the model is loaded as, for errors.
+        settings: Further settings of the model's configuration.
+
+    Raises:
+        ModelError: No safetensors, or weights that cannot be loaded as asked.
+    """
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # a bar for reading weights says little, and ours tell the rest
@@ -204,26 +265,25 @@ def _load_weights(folder: Path, config: ModelConfig) -> tuple[Any, bool]:
         raise ModelError(f"{folder}: holds no .safetensors weights (others: {other}); pickled weights are not read")
     device = pick_device(config.device)
     try:  # without attn_implementation: SDPA where the model has it, else eager, which `parity` then finds
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        lm, info = auto.from_pretrained(
             folder,
             dtype=torch.float32 if trains_in_full(config) else pick_dtype(config.dtype, device),
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
             trust_remote_code=config.trust_remote_code,
+            **settings,
         )
     except Exception as error:  # a damaged config.json can fail anywhere in transformers
-        raise ModelError(f"{folder}: cannot be loaded as a causal language model: {first_line(error)}") from error
-    lm, info = loaded
-    if lm.base_model is lm:
-        raise ModelError(f"{folder}: {type(lm).__name__} does not say which part of it lies below the LM head")
-    missing = set(info["missing_keys"])
-    head = {key for key in missing if key.startswith(("lm_head", "embed_out", "output"))}
-    if missing - head or info["mismatched_keys"]:
-        faults = sorted(map(str, (missing - head) | set(info["mismatched_keys"])))
-        raise ModelError(f"{folder}: weights are missing or of the wrong shape: {', '.join(faults[:5])}")
-    lm.requires_grad_(True)
-    return lm.to(device).eval(), not head
+        raise ModelError(f"{folder}: cannot be loaded as {what}: {first_line(error)}") from error
+    if info["mismatched_keys"]:
+        raise _incomplete(folder, info["mismatched_keys"])
+    return lm.to(device).eval(), set(info["missing_keys"])
+
+
+def _incomplete(folder: Path, keys: Iterable[object]) -> ModelError:
+    faults = sorted(map(str, keys))
+    return ModelError(f"{folder}: weights are missing or of the wrong shape: {', '.join(faults[:5])}")
 
 
 def _outline(folder: Path, config: ModelConfig) -> Any:

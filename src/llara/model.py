@@ -7,7 +7,7 @@ nor position ids are needed, and sliding windows and ALiBi work as the model's o
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -82,16 +82,12 @@ class EmbeddingModel:
     @property
     def positions(self) -> int | None:
         """The longest row that the model has positions for, None where it names no limit."""
-        limit = getattr(self.lm.config.get_text_config(), "max_position_embeddings", None)
-        return limit if isinstance(limit, int) and limit > 0 else None
+        return positions_of(self.lm)
 
     @property
     def pad_id(self) -> int:
         """The id that fills rows up; never seen by a real token."""
-        for candidate in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
-            if candidate is not None:
-                return int(candidate)
-        return 0
+        return pad_id_of(self.tokenizer)
 
     def bind(self) -> BoundTemplate:
         """Returns the contract's template in this tokenizer's ids."""
@@ -115,11 +111,7 @@ class EmbeddingModel:
 
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Returns token ids int64 [B, W], padded on the right, and lengths int64 [B], on the model's device."""
-        lengths = torch.tensor([len(row) for row in rows])
-        ids = torch.full((len(rows), int(lengths.max())), self.pad_id)
-        for number, row in enumerate(rows):
-            ids[number, : len(row)] = torch.tensor(row)
-        return ids.to(self.device), lengths.to(self.device)
+        return pad_rows(rows, self.pad_id, self.device)
 
     def embed(
         self,
@@ -232,16 +224,10 @@ class EmbeddingModel:
             folder: Must not exist yet.
             extra_files: Names and contents of text files that go along.
         """
-        staged = temporary_path(folder)  # not tempfile's: its folders cannot be read by others
-        staged.mkdir(parents=True)
-        with write_errors(folder):
-            self.lm.save_pretrained(staged, safe_serialization=True)
-        self.tokenizer.save_pretrained(staged)
-        for name, content in (extra_files or {}).items():
-            (staged / name).write_text(content, encoding="utf-8")
-        record = contracts.make_record(staged, self.contract, self.make_probe(), has_head=self.has_head)
-        write_json_atomic(staged / contracts.FILE_NAME, record)
-        publish_folder(staged, folder)
+        publish_model(self.lm, self.tokenizer, folder, extra_files or {}, self._record)
+
+    def _record(self, folder: Path) -> dict[str, Any]:
+        return contracts.make_record(folder, self.contract, self.make_probe(), has_head=self.has_head)
 
     def make_probe(self) -> dict[str, Any]:
         """Returns texts with the token ids and vectors that this model gives them, as JSON values."""
@@ -278,6 +264,44 @@ class EmbeddingModel:
                     f"{folder}: the weights do not give the vectors they gave when saved: "
                     f"largest difference {worst:.2g}, allowed {tolerance:.2g} in {str(now).removeprefix('torch.')}"
                 )
+
+
+def positions_of(lm: Any) -> int | None:
+    """Returns the longest row that a model has positions for, None where it names no limit."""
+    limit = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None
+
+
+def pad_id_of(tokenizer: Any) -> int:
+    """Returns the id that fills rows up; never seen by a real token."""
+    for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if candidate is not None:
+            return int(candidate)
+    return 0
+
+
+def pad_rows(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Returns token ids int64 [B, W], padded on the right, and lengths int64 [B], on a device."""
+    lengths = torch.tensor([len(row) for row in rows])
+    ids = torch.full((len(rows), int(lengths.max())), pad_id)
+    for number, row in enumerate(rows):
+        ids[number, : len(row)] = torch.tensor(row)
+    return ids.to(device), lengths.to(device)
+
+
+def publish_model(
+    lm: Any, tokenizer: Any, folder: Path, extra_files: Mapping[str, str], record: Callable[[Path], dict[str, Any]]
+) -> None:
+    """Publishes a model folder in one rename; `record` gives the content of `llara.json` for the files in a folder."""
+    staged = temporary_path(folder)  # not tempfile's: its folders cannot be read by others
+    staged.mkdir(parents=True)
+    with write_errors(folder):
+        lm.save_pretrained(staged, safe_serialization=True)
+    tokenizer.save_pretrained(staged)
+    for name, content in extra_files.items():
+        (staged / name).write_text(content, encoding="utf-8")
+    write_json_atomic(staged / contracts.FILE_NAME, record(staged))
+    publish_folder(staged, folder)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Templates: the strings and slots around a text. This is the only place where prompts live.
+"""Templates: the strings and slots around a text. Prompts live here, and those of rerankers in `pairs.py`.
 
 A template has two sides, one for queries and one for passages. Where both share a prefix they are *branches* over one
 text: SELF is the passage side, NEXT the query side, since a relevant passage is a plausible next sentence of a query
@@ -177,6 +177,20 @@ def missing_tokens(template: Template, tokenizer: Any) -> list[str]:
     return list(missing)
 
 
+def tokenize(tokenizer: Any, texts: Sequence[str], *, special: bool = False) -> list[list[int]]:
+    """Returns the token ids of each text, nothing added; a special token that it spells counts only where `special`."""
+    encoded = tokenizer(
+        list(texts),
+        add_special_tokens=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        split_special_tokens=not special,
+        verbose=False,
+    )
+    ids: list[list[int]] = encoded["input_ids"]
+    return ids
+
+
 class BoundTemplate:
     """A template bound to a tokenizer: turns texts into token ids, and never truncates prompt, slots or EOS.
 
@@ -217,16 +231,7 @@ class BoundTemplate:
 
     def _tokenize(self, texts: Sequence[str], *, special: bool = False) -> list[list[int]]:
         # A prompt may name special tokens; a text that spells "</s>" or "<s1>" must not be able to place a slot.
-        encoded = self.tokenizer(
-            list(texts),
-            add_special_tokens=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            split_special_tokens=not special,
-            verbose=False,
-        )
-        ids: list[list[int]] = encoded["input_ids"]
-        return ids
+        return tokenize(self.tokenizer, texts, special=special)
 
     def side(self, name: SideName) -> BoundSide:
         """Returns one side in token ids."""

@@ -23,7 +23,7 @@ TOLERANCE = {"float32": 2e-4, "float64": 2e-4, "float16": 1e-2, "bfloat16": 5e-2
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What was found sound: a `model`, `vectors`, `documents` or `index` folder."""
+    """What was found sound: a `model`, `reranker`, `vectors`, `documents` or `index` folder."""
 
     path: Path
     kind: str
@@ -64,14 +64,16 @@ def verify(config: VerifyConfig) -> VerifyReport:
 
 def _verify_model(path: Path) -> VerifyReport:
     from llara.loading import load_model
+    from llara.reranker import load_reranker
 
-    file = path / contract.FILE_NAME
-    record = contract.read_record(path)
+    file, scores = path / contract.FILE_NAME, contract.form_of(path) == contract.RERANKER
+    record = contract.read_record(path, contract.RERANKER if scores else contract.FORMAT)
     assert record is not None, "the caller has seen the file"
     contract.check_files(path, record, full=True)
-    load_model(ModelConfig(model=str(path), offline=True))  # runs the probe
-    vectors = f"gives the {len(record['probe']['entries'])} vectors it gave when saved"
-    return _report(path, "model", [file, *(confined(path, name) for name in record["files"])], vectors)
+    (load_reranker if scores else load_model)(ModelConfig(model=str(path), offline=True))  # runs the probe
+    given = f"gives the {len(record['probe']['entries'])} {'scores' if scores else 'vectors'} it gave when saved"
+    kind = "reranker" if scores else "model"
+    return _report(path, kind, [file, *(confined(path, name) for name in record["files"])], given)
 
 
 def _verify_corpus(path: Path) -> VerifyReport:
