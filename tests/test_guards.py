@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from llara import config
+from llara.cli.parse import config_class
 from llara.cli.table import COMMANDS, Command
+from llara.config import JobConfig
 
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "llara"
 FILES = sorted(SOURCE.rglob("*.py"))
@@ -24,18 +25,8 @@ LAYERS = (
     ("files", "outputs", "progress", "invocation", "hardware", "templates", "contract", "pairs", "batching", "data"),
     ("masks", "losses", "model", "loading", "parity"),
     (
-        "retriever",
-        "reranker",
-        "encoding",
-        "index",
-        "fuse",
-        "search",
-        "mine",
-        "evaluate",
-        "training",
-        "verify",
-        "doctor",
-        "demo",
+        *("retriever", "reranker", "encoding", "index", "fuse", "search", "rerank", "mine", "evaluate"),
+        *("training", "plan", "verify", "doctor", "demo"),
     ),
     ("cli", "__main__"),
 )
@@ -143,8 +134,11 @@ def test_the_upper_layers_do_without_the_heavy_libraries() -> None:
     assert seen > len(NO_TORCH) - 1
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"], ["--version"], ["adapt", "--help"], ["adapt", "--modle", "x"]])
-def test_starting_loads_nothing_heavy(arguments: list[str]) -> None:
+STARTS = ("import", "--help", "--version", "adapt --help", "adapt --modle x", "plan --help", "plan adapt --help")
+
+
+@pytest.mark.parametrize("line", STARTS)
+def test_starting_loads_nothing_heavy(line: str) -> None:
     script = (
         "import sys, llara\n"
         "if sys.argv[1:] != ['import']:\n"
@@ -154,9 +148,8 @@ def test_starting_loads_nothing_heavy(arguments: list[str]) -> None:
         "assert not loaded, loaded\n"
         "assert 'llara' in sys.modules"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", script, *(arguments or ["import"])], capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-c", script, *line.split()]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
 
 
@@ -207,4 +200,4 @@ def test_every_command_has_its_job_and_its_configuration(command: Command) -> No
     module, _, function = command.job.partition(":")
     tree = parsed(MODULES[module.removeprefix("llara.")])
     assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
-    assert hasattr(config, command.config)
+    assert issubclass(config_class(command), JobConfig)

@@ -64,10 +64,10 @@ def test_a_saved_reranker_scores_as_before(tmp_path: Path) -> None:
     assert again.fingerprint == opened(tmp_path / "model").fingerprint
     with pytest.raises(ConfigError, match=r"--template: .* was saved with template 'rankllama-v1' and BOS yes"):
         opened(tmp_path / "model", template="rankllama")
-    longer = load_reranker(ModelConfig(model=str(tmp_path / "model"), device="cpu"), lengths=(None, 40))
+    longer = load_reranker(ModelConfig(model=str(tmp_path / "model"), device="cpu"), length=40)
     assert (longer.contract.query_length, longer.contract.length) == (20, 40)
     with pytest.raises(ConfigError, match="600 tokens is more than the 512"):
-        load_reranker(ModelConfig(model=str(tmp_path / "model"), device="cpu"), lengths=(None, 600))
+        load_reranker(ModelConfig(model=str(tmp_path / "model"), device="cpu"), length=600)
 
 
 @pytest.mark.parametrize("pad", [True, False])

@@ -5,7 +5,7 @@ Nothing but the texts is ever cut: the query to its own length, then the documen
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,10 @@ class PairContract:
     def join_title(self, title: str, text: str) -> str:
         """Returns a document's full text."""
         return join_title(self.title_separator, title, text)
+
+    def with_lengths(self, query_length: int | None, length: int | None) -> "PairContract":
+        """Returns the contract with the lengths that are given replaced."""
+        return replace(self, query_length=query_length or self.query_length, length=length or self.length)
 
 
 class PairEncoder:

@@ -206,7 +206,12 @@ class Reranker:
 
 
 def load_reranker(
-    config: ModelConfig, *, for_training: bool = False, base: str | None = None, lengths: tuple[int | None, ...] = ()
+    config: ModelConfig,
+    *,
+    for_training: bool = False,
+    base: str | None = None,
+    query_length: int | None = None,
+    length: int | None = None,
 ) -> Reranker:
     """Opens the reranker that a job's configuration names.
 
@@ -218,7 +223,8 @@ def load_reranker(
         config: Names the model, and how to load it.
         for_training: Any decoder will do: it gets a new head where it has none.
         base: The base model of an adapter, instead of the one that the adapter names.
-        lengths: Tokens of a query and of a pair, where they are not those of the contract.
+        query_length: Tokens of a query, prompt included, instead of what the contract says.
+        length: Tokens of a pair, instead of what the contract says.
 
     Raises:
         ModelError: No such model, an incomplete or changed folder, no safetensors, or no reranker.
@@ -247,8 +253,7 @@ def load_reranker(
         note(f"{config.model}: no {contracts.FILE_NAME} in the folder; using template {contract.template.name}")
     elif contract == PairContract.from_dict(record["contract"], str(folder)):
         model.check_probe(record["probe"], folder)
-    given = dict(zip(("query_length", "length"), lengths, strict=False))
-    model.contract = replace(contract, **{name: value for name, value in given.items() if value is not None})
+    model.contract = contract.with_lengths(query_length, length)
     model.bind()
     return model
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llara.cli.hits import render_hits
-from llara.config import IndexConfig, JobConfig, SearchConfig
+from llara.config import IndexConfig, JobConfig, RerankConfig, SearchConfig
 from llara.invocation import shell_line
 
 
@@ -102,6 +102,8 @@ def next_command(name: str, config: JobConfig, result: Any) -> str | None:
     }
     if isinstance(config, IndexConfig):
         words["index"] += _model_flag(config.output)
+    if isinstance(config, RerankConfig):  # beside the run it began with
+        words["rerank"] = ["evaluate", "--run", config.run, output, "--qrels", "FILE"]
     if isinstance(config, SearchConfig):
         words["search"] = _after_search(config)
     return shell_line(words[name]) if name in words else None

@@ -15,6 +15,7 @@ from llara.config.retrieval import EvaluateConfig as EvaluateConfig
 from llara.config.retrieval import FuseConfig as FuseConfig
 from llara.config.retrieval import IndexConfig as IndexConfig
 from llara.config.retrieval import MineConfig as MineConfig
+from llara.config.retrieval import RerankConfig as RerankConfig
 from llara.config.retrieval import SearchConfig as SearchConfig
 from llara.config.training import AdaptConfig as AdaptConfig
 from llara.config.training import FinetuneConfig as FinetuneConfig

@@ -151,6 +151,51 @@ class MineConfig(ModelConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RerankConfig(ModelConfig):
+    """Score the first hits of a run anew, each together with its query."""
+
+    run: Path
+    """The run, in TREC format."""
+    queries: Path
+    """Its queries: JSON lines, tsv, or a collection, whose corpus then serves where none is given."""
+    split: str | None = None
+    """Take only the queries that this split of the collection judges."""
+    corpus: tuple[Path, ...] = ()
+    """Where the texts are: a corpus, or a folder that encode or index made."""
+    output: Path
+    """The reranked run; what is done lies beside it, in OUTPUT.partial, and a run that was stopped goes on there."""
+    template: str | None = None
+    """rankllama, rankllama-v1 (the checkpoints published in 2023), or a TOML file of your own; default: what the model
+    folder says, else rankllama."""
+    base: str | None = None
+    """Base model of an adapter folder; default: the one that the adapter names."""
+    depth: int = 200
+    """Hits per query that are scored; those below stay below, in their order."""
+    top_k: int | None = None
+    """Hits per query that are written; default: all."""
+    first_stage_weight: float = 0.0
+    """From 0 to 1: how much the run's own scores count beside the new ones, each put between 0 and 1 per query."""
+    add_relevant: Path | None = None
+    """Judgements, whose relevant documents are scored too where the depth misses them: for scores that teach
+    (mine --scores), never for a run that is measured."""
+    query_length: int | None = None
+    """Tokens of a query, prompt included; default: what the model folder says, else 64."""
+    length: int | None = None
+    """Tokens of query and document together; default: what the model folder says, else 256."""
+    token_budget: int | None = None
+    """Tokens per forward pass, padding included; default: 1024 on a CPU, whose caches it fits, 16384 on a GPU."""
+
+    def problems(self) -> list[str]:
+        """See `JobConfig.problems`."""
+        return [
+            *super().problems(),
+            *([] if self.model else ["--model: is required (a reranker's folder or hub id)"]),
+            *self._at_least(1, "depth", "top_k", "query_length", "length", "token_budget"),
+            *self._within(0, 1, "first_stage_weight"),
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
 class FuseConfig(JobConfig):
     """Fuse several runs into one."""
 
