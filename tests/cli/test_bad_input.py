@@ -104,11 +104,11 @@ def test_a_corpus_of_bad_rows_alone(run: Run, tmp_path: Path, job: tuple[str, ..
     assert run(*command)[0] == 0
 
 
-def test_duplicate_ids_stop_adapt(run: Run, tmp_path: Path) -> None:
-    twice = write(tmp_path / "text.jsonl", {"_id": "a", "text": "one"}, {"_id": "a", "text": "two"})
-    code, _, err = run("adapt", "--model", "mini", "--corpus", twice, "--output", tmp_path / "out")
+def test_a_bad_row_stops_adapt(run: Run, tmp_path: Path) -> None:
+    rows = write(tmp_path / "text.jsonl", {"_id": "a", "text": "one"}, {"_id": "b", "text": 2})
+    code, _, err = run("adapt", "--model", "mini", "--corpus", rows, "--output", tmp_path / "out")
     assert code == 2
-    assert f"error: {twice}:2: duplicate document id" in err
+    assert f"error: {rows}:2: the field text is not text but a number" in err
 
 
 def test_training_row_without_a_positive(run: Run, tmp_path: Path) -> None:

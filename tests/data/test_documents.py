@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from llara.data.documents import parse_document, read_documents
-from llara.data.rows import Row
+from llara.data.rows import Row, as_id, read_rows
 from llara.errors import DataError
 from llara.records import Document
 
@@ -145,3 +145,14 @@ def test_a_repeated_id_is_an_error_across_files(write: Write) -> None:
     with pytest.raises(DataError) as caught:
         list(read_documents([first, second]))
     assert str(caught.value) == f"{second}:2: duplicate document id '1'"
+
+
+def test_a_place_serves_as_id_where_none_is_needed(write: Write) -> None:
+    path = write("my corpus.jsonl", [{"text": "one"}, {"_id": "b", "text": "two"}, {"text": 3}])
+    one, two, bad = read_rows([path])
+    assert parse_document(one, needs_id=False) == Document(as_id(f"{path}:1"), "one")
+    assert parse_document(two, needs_id=False).id == "b"
+    with pytest.raises(DataError, match=r"jsonl:3: the field text is not text but a number"):
+        parse_document(bad, needs_id=False)
+    with pytest.raises(DataError, match=r"jsonl:1: no id"):
+        parse_document(one)

@@ -16,8 +16,8 @@ from llara.model import EmbeddingModel
 from llara.parity import Parity
 from llara.training import adapt as adapt_module
 from llara.training.adapt import adapt
-from llara.training.chunks import prepare_chunks
 from llara.training.lora import add_lora, merge_lora
+from llara.training.prepare import prepare_chunks
 from tests import tiny
 from tests.training.helpers import adapt_config, log_lines, weights, write_lines, write_text
 
@@ -219,7 +219,7 @@ def test_the_number_of_chained_chunks_is_said(
     base: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     adapt(adapt_config(base, corpus, tmp_path / "out", steps=1))
-    store = prepare_chunks(tmp_path / "chunks", [corpus], load(base), 16, 4)
+    store = prepare_chunks(tmp_path / "chunks", adapt_config(base, corpus, tmp_path / "out"), load(base))
     assert 0 < store.chained < len(store)
     assert f"{len(store):,} chunks, {store.chained:,} with a next text" in capsys.readouterr().err
 

@@ -1,16 +1,19 @@
 """Batches of chunks: every chunk once per pass, cut by tokens, the same for the same number."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
 from llara.model import EmbeddingModel
-from llara.training.chunks import ChunkStore, prepare_chunks
+from llara.training.chunks import ChunkStore
 from llara.training.objective import AdaptModule, Plan, Prompts
-from llara.training.source import ChunkSource
+from llara.training.prepare import prepare_chunks
+from llara.training.source import ChunkSource, HeldOut, hold_out
 from tests import tiny
 from tests.training.helpers import adapt_config, write_text
 
@@ -26,7 +29,8 @@ def model() -> EmbeddingModel:
 @pytest.fixture(scope="module")
 def store(model: EmbeddingModel, tmp_path_factory: pytest.TempPathFactory) -> ChunkStore:
     folder = tmp_path_factory.mktemp("store")
-    return prepare_chunks(folder / "chunks", [write_text(folder / "corpus.jsonl", documents=30)], model, 16, 4)
+    config = adapt_config(Path("base"), write_text(folder / "corpus.jsonl", documents=30), folder / "out")
+    return prepare_chunks(folder / "chunks", config, model)
 
 
 def prompts_of(model: EmbeddingModel) -> Prompts:
@@ -35,10 +39,15 @@ def prompts_of(model: EmbeddingModel) -> Prompts:
 
 
 def source_of(
-    model: EmbeddingModel, store: ChunkStore, plan: Plan = BOTH, budget: int = 10**9, **changes: Any
+    model: EmbeddingModel,
+    store: ChunkStore,
+    plan: Plan = BOTH,
+    budget: int = 10**9,
+    weights: npt.NDArray[np.float32] | None = None,
+    **changes: Any,
 ) -> ChunkSource:
-    config = adapt_config(Path("base"), Path("corpus"), Path("out"), **changes)
-    return ChunkSource(store, prompts_of(model), plan, config, budget)
+    config = adapt_config(Path("base"), Path("corpus"), Path("out"), **({"held_out": 0} | changes))
+    return ChunkSource(store, prompts_of(model), plan, config, budget, weights)
 
 
 def rows_of(source: ChunkSource, first: int, last: int) -> list[int]:
@@ -116,7 +125,93 @@ def test_an_empty_pass_counts_nothing_and_has_a_graph(
     assert gradients and not any(gradient.any() for gradient in gradients)
 
 
-def test_a_batch_is_described_row_by_row(model: EmbeddingModel, store: ChunkStore) -> None:
+def test_a_batch_is_described_by_its_documents(model: EmbeddingModel, store: ChunkStore) -> None:
     source = source_of(model, store)
-    assert len(source.describe(3)) == len(source.rows(3))
-    assert len(set(source.describe(3))) == len(np.unique(source.rows(3)))
+    assert source.describe(3) == store.ids(source.rows(3))
+    assert len(source.describe(3)) == 4 and set(source.describe(3)) <= {f"d{number}" for number in range(30)}
+
+
+def test_token_weights_reach_the_targets(model: EmbeddingModel, store: ChunkStore) -> None:
+    weights = np.zeros(len(model.tokenizer), dtype=np.float32)
+    token = int(store[int(source_of(model, store).rows(0)[0])].text[0])
+    weights[token] = 2.0
+    for batch in source_of(model, store, weights=weights, held_out=3).held_out() + source_of(
+        model, store, weights=weights
+    ).passes(0):
+        assert set(batch["self_ids"].tolist()) <= {token}
+    assert source_of(model, store, weights=weights).passes(0)[0]["self_ids"].tolist()
+
+
+# What is held out ---------------------------------------------------------------------------------------------------
+
+
+class Documents(ChunkStore):
+    """A store of documents of so many chunks each, and nothing else."""
+
+    def __init__(self, *sizes: int) -> None:
+        self.documents, self._ends = len(sizes), np.cumsum([0, *sizes])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def chunks_of(self, documents: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        return np.stack([self._ends[documents], self._ends[documents + 1]], axis=1)
+
+
+def chunks_in(out: HeldOut) -> list[int]:
+    return [chunk for first, end in out.ranges.tolist() for chunk in range(first, end)]
+
+
+def test_whole_documents_are_held_out_until_there_are_enough_chunks() -> None:
+    sizes = np.random.default_rng(0).integers(0, 5, 400)
+    store = Documents(*sizes.tolist())
+    starts = np.cumsum([0, *sizes])
+    documents = {(int(first), int(end)) for first, end in itertools.pairwise(starts)}
+    for count in (1, 10, 60):
+        out = hold_out(store, count, seed=1)
+        assert {(first, end) for first, end in out.ranges.tolist()} <= documents
+        assert count <= out.size < count + 5
+        assert len(out.measured) == count and set(out.measured.tolist()) <= set(chunks_in(out))
+        assert out.ranges.tolist() == sorted(out.ranges.tolist())
+    assert hold_out(store, 10, seed=1).ranges.tolist() == hold_out(store, 10, seed=1).ranges.tolist()
+    assert hold_out(store, 10, seed=1).ranges.tolist() != hold_out(store, 10, seed=2).ranges.tolist()
+
+
+def test_the_chunks_left_are_all_the_others() -> None:
+    store = Documents(*np.random.default_rng(1).integers(0, 6, 300).tolist())
+    for count in (0, 1, 30):
+        out = hold_out(store, count, seed=0)
+        left = out.chunks_left(np.arange(len(store) - out.size))
+        assert left.tolist() == sorted(set(range(len(store))) - set(chunks_in(out)))
+
+
+def test_no_more_than_a_tenth_is_held_out() -> None:
+    assert hold_out(Documents(*[1] * 1000), 500, seed=0).size == 100
+    assert hold_out(Documents(*[3] * 33), 64, seed=0).size == 9
+    assert hold_out(Documents(50, 50), 64, seed=0).size == 0
+    assert hold_out(Documents(1, 1, 1), 64, seed=0).size == 0
+    assert hold_out(Documents(*[80] + [1] * 20), 64, seed=0).size == 10, "the document that is too large is passed over"
+    assert hold_out(Documents(*[1] * 1000), 0, seed=0).size == 0
+
+
+def test_what_is_held_out_is_measured_and_never_trained_on(model: EmbeddingModel, store: ChunkStore) -> None:
+    source = source_of(model, store, held_out=5, budget=100)
+    out = hold_out(store, 5, seed=42)
+    assert 5 <= out.size <= len(store) // 10
+    assert source.batches_per_pass == -(-(len(store) - out.size) // 4)
+    trained = rows_of(source, 0, source.batches_per_pass)
+    assert sorted(trained) == sorted(set(range(len(store))) - set(chunks_in(out)))
+    held = {tuple(store[chunk].text.tolist()) for chunk in chunks_in(out)}
+    assert not held & {tuple(store[chunk].next_text.tolist()) for chunk in trained}
+    assert not set(store.ids(chunks_in(out))) & set(store.ids(trained))
+    passes = source.held_out()
+    assert len(passes) > 1
+    assert int(sum(batch["counts"] for batch in passes)[0]) == 5
+    assert source_of(model, store).held_out() == []
+
+
+def test_a_sample_is_drawn_from_what_is_left(model: EmbeddingModel, store: ChunkStore) -> None:
+    source = source_of(model, store, held_out=5, max_chunks=20)
+    sample = rows_of(source, 0, source.batches_per_pass)
+    assert len(set(sample)) == len(sample) == 20
+    assert not set(sample) & set(chunks_in(hold_out(store, 5, seed=42)))

@@ -79,17 +79,27 @@ class AdaptConfig(TrainConfig):
     """Stage 1: EBAE + EBAR on plain text, no labels."""
 
     corpus: tuple[Path, ...]
-    """Plain text, JSON lines, tsv or a BEIR folder; several are read one after the other."""
+    """Plain text, JSON lines, tsv, parquet or a BEIR folder; several are read one after the other."""
+    deduplicate: bool = True
+    """Leave out documents whose title and text are an exact copy of an earlier one's."""
     objective: Literal["ebae+ebar", "ebae", "ebar", "lm"] = "ebae+ebar"
     """ebae predicts the text's own tokens, ebar those of the next text; lm is plain language modelling (a baseline)."""
     chunk_length: int = 128
-    """Tokens of text per chunk, template not counted."""
+    """Tokens of text per chunk at most, template not counted."""
     min_chunk_length: int = 16
     """Shorter chunks at the end of a document are not trained on; they still serve as a next text."""
+    cut: Literal["sentence", "token"] = "sentence"
+    """sentence: chunks end where a sentence does, in any language; token: each but the last has --chunk-length tokens.
+    A sentence is cut where it is longer than a chunk, or would leave one shorter than --min-chunk-length."""
     max_chunks: int | None = None
     """Train on a seeded sample of this many chunks."""
-    targets: Literal["unique", "all"] = "unique"
-    """unique: the set of tokens of the target text; all: every token, repeats counted."""
+    held_out: int = 64
+    """Chunks, in whole documents, that are not trained on but measured; at most a tenth of the corpus. 0: none."""
+    targets: Literal["unique", "all", "no-stopwords", "idf"] = "unique"
+    """unique: the set of tokens of the target text; all: every token, repeats counted; no-stopwords: the set without
+    stop words and punctuation; idf: the set, each token weighted by how few documents of the corpus hold it."""
+    language: str = "english"
+    """Language of the stop words of --targets no-stopwords."""
     loss_scale: float | None = None
     """Factor on the EBAE and EBAR losses; default: the template's (paper 1, release 0.1)."""
     lm_weight: float = 0.0
@@ -105,7 +115,7 @@ class AdaptConfig(TrainConfig):
             *alone,
             *([] if self.corpus else ["--corpus: is required"]),
             *self._at_least(1, "chunk_length", "min_chunk_length", "max_chunks"),
-            *self._at_least(0, "lm_weight", "loss_scale"),
+            *self._at_least(0, "lm_weight", "loss_scale", "held_out"),
         ]
 
 

@@ -13,11 +13,13 @@ from llara.parity import check_branches, check_head, check_padding
 from llara.progress import note
 from llara.templates import BoundTemplate
 from llara.training.arguments import check_integrations, precision, steps_for
-from llara.training.chunks import ChunkStore, fingerprint, prepare_chunks
+from llara.training.chunks import ChunkStore, fingerprint
 from llara.training.lora import add_lora, merge_lora
 from llara.training.objective import BRANCHES, NAMES, AdaptModule, Plan, Prompts
 from llara.training.parallel import Ranks, join
+from llara.training.prepare import prepare_chunks
 from llara.training.source import ChunkSource
+from llara.training.targets import stop_words, target_weights
 from llara.training.trainer import JobTrainer, Measure, to_device
 from llara.training.workspace import TrainResult, Workspace, finished, identity_of
 
@@ -80,7 +82,7 @@ def _identity(config: AdaptConfig, model: EmbeddingModel, ranks: Ranks) -> dict[
 
 def prepare(folder: Path, config: AdaptConfig, model: EmbeddingModel) -> ChunkStore:
     """Cuts the corpus into chunks in `folder`, as the configuration says; see `prepare_chunks`."""
-    return prepare_chunks(folder, config.corpus, model, config.chunk_length, config.min_chunk_length)
+    return prepare_chunks(folder, config, model)
 
 
 def assemble(
@@ -90,7 +92,8 @@ def assemble(
     template = model.bind()
     prompts = Prompts(template.passage, template.query, model.pad_id, tuple(model.tokenizer.all_special_ids))
     budget = config.token_budget or TOKEN_BUDGET.get(model.device.type, 16384)
-    return AdaptModule(model, prompts, plan), ChunkSource(chunks, prompts, plan, config, budget)
+    weights = target_weights(config, model.tokenizer, chunks)
+    return AdaptModule(model, prompts, plan), ChunkSource(chunks, prompts, plan, config, budget, weights)
 
 
 def recall(module: AdaptModule, source: ChunkSource) -> Measure | None:
@@ -121,8 +124,10 @@ def objective_of(config: AdaptConfig, model: EmbeddingModel) -> Plan:
         )
     if not model.has_head:
         raise ModelError(f"{config.model}: holds no LM head, which adaptation projects through; use the base model")
+    if config.targets == "no-stopwords":
+        stop_words(config.language)  # an unknown language is said before any work
     scale = template.loss_scale if config.loss_scale is None else config.loss_scale
-    return Plan(config.objective, True, scale, config.lm_weight, config.targets == "unique")
+    return Plan(config.objective, True, scale, config.lm_weight, config.targets != "all")
 
 
 def choose_passes(plan: Plan, model: EmbeddingModel, template: BoundTemplate, config: AdaptConfig) -> Plan:

@@ -1,60 +1,86 @@
 """Plain text as chained chunks of tokens, on disk: prepared once per run, then read at random in bounded memory.
 
-A document is tokenised as a whole and cut at token boundaries into chunks of one length, each chained to the next one
-of the same document as text and next text; never across documents. So a target never asks for tokens that the chunk it
-names does not hold.
+A document is tokenised as a whole, cut at the ends of sentences into chunks of at most one length, and each chunk is
+chained to the next one of the same document as text and next text; never across documents. So a target never asks for
+tokens that the chunk it names does not hold.
+
+    tokens.bin     uint32, the tokens of all documents
+    chunks.bin     int64 [chunks, 4]: start, end, end of the next chunk (end: there is none), document
+    documents.bin  int64 [documents + 1, 2]: first chunk, start of the id in ids.bin
+    ids.bin        the documents' ids in UTF-8
+    frequency.bin  int64 [vocabulary]: documents that hold a token
+    chunks.json    sizes, checksums and counts; written last
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+import os
+import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from llara.data import read_documents
+from llara.data.lines import walk_files
 from llara.errors import DataError, StorageError
-from llara.files import FileRecord, check_file, confined, read_json, sha256_file, write_atomic, write_json_atomic
-from llara.model import EmbeddingModel
-from llara.progress import Progress
-from llara.records import Document
+from llara.files import FileRecord, check_file, confined, disk_errors, read_json, sha256_file
 
-DOCUMENTS_AT_ONCE = 256
+TABLES = ("tokens.bin", "chunks.bin", "documents.bin", "ids.bin", "frequency.bin")
+RECORD = "chunks.json"
+Ints = npt.NDArray[np.int64]
 
 
 class Chunk(NamedTuple):
     """Token ids of a text, int64 [tokens], and of the text after it, empty where the document ends."""
 
-    text: npt.NDArray[np.int64]
-    next_text: npt.NDArray[np.int64]
+    text: Ints
+    next_text: Ints
 
 
 class ChunkStore:
-    """Chunks in `tokens.bin` (uint32) and `chunks.bin` (int64 rows of start, end, end of the next chunk)."""
+    """The chunks in a folder that `prepare_chunks` has made.
+
+    Attributes:
+        documents: Documents that were counted, those without a chunk among them.
+        chained: How many chunks have a next text.
+        copies: Documents that were left out as copies of others.
+        document_frequency: int64 [vocabulary], how many documents hold a token.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self._tokens = np.memmap(folder / "tokens.bin", dtype="<u4", mode="r")
-        self._spans = np.memmap(folder / "chunks.bin", dtype="<i8", mode="r").reshape(-1, 3)
+        record = read_json(folder / RECORD)
+        self.documents, self.copies, self.chained = (int(record[name]) for name in ("documents", "copies", "chained"))
+        self._chunks = _Table(folder / "chunks.bin", 4)
+        self._documents = _Table(folder / "documents.bin", 2)
+        self._tokens, self._ids = _Bytes(folder / "tokens.bin"), _Bytes(folder / "ids.bin")
+        self.document_frequency: Ints = np.fromfile(folder / "frequency.bin", dtype="<i8").astype(np.int64)
 
     def __len__(self) -> int:
-        return len(self._spans)
-
-    @property
-    def lengths(self) -> npt.NDArray[np.int64]:
-        """Tokens per chunk, int64 [chunks]."""
-        return np.asarray(self._spans[:, 1] - self._spans[:, 0], dtype=np.int64)
-
-    @property
-    def chained(self) -> int:
-        """How many chunks have a next text."""
-        return int((self._spans[:, 2] > self._spans[:, 1]).sum())
+        return len(self._chunks)
 
     def __getitem__(self, number: int) -> Chunk:
-        start, end, next_end = (int(value) for value in self._spans[number])
-        tokens = self._tokens
-        return Chunk(tokens[start:end].astype(np.int64), tokens[end:next_end].astype(np.int64))
+        start, end, next_end, _ = self._chunks.row(number)
+        tokens = np.frombuffer(self._tokens.read(4 * start, 4 * next_end), dtype="<u4").astype(np.int64)
+        return Chunk(tokens[: end - start], tokens[end - start :])
+
+    def lengths(self, numbers: Ints) -> Ints:
+        """Returns the tokens in each of some chunks, int64 [n]."""
+        rows = self._chunks.rows(numbers)
+        return rows[:, 1] - rows[:, 0]
+
+    def ids(self, numbers: Sequence[int] | Ints) -> list[str]:
+        """Returns the id of the document that each of some chunks comes from."""
+        found = []
+        for number in numbers:
+            document = self._chunks.row(int(number))[3]
+            (_, start), (_, end) = self._documents.row(document), self._documents.row(document + 1)
+            found.append(self._ids.read(start, end).decode())
+        return found
+
+    def chunks_of(self, documents: Ints) -> Ints:
+        """Returns the first chunk of each of some documents, and the one after its last, int64 [n, 2]."""
+        return np.stack([self._documents.rows(documents)[:, 0], self._documents.rows(documents + 1)[:, 0]], axis=1)
 
 
 def fingerprint(paths: Sequence[Path]) -> str:
@@ -67,74 +93,63 @@ def fingerprint(paths: Sequence[Path]) -> str:
     for path in paths:
         if not path.exists():
             raise DataError(path, None, "no such file or folder")
-        for file in sorted(entry for entry in path.rglob("*") if entry.is_file()) if path.is_dir() else [path]:
+        for file in walk_files(path) if path.is_dir() else [path]:
             total.update(sha256_file(file).encode())
     return total.hexdigest()
 
 
-def prepare_chunks(
-    folder: Path, paths: Sequence[Path], model: EmbeddingModel, chunk_length: int, min_length: int
-) -> ChunkStore:
-    """Tokenises a corpus into `folder`, unless an earlier run has done so, and opens it.
+def check_chunks(folder: Path) -> bool:
+    """Tells whether a folder holds prepared chunks, each file with its checksum.
 
     Raises:
-        DataError: A row of the corpus does not fit, or no chunk is long enough.
-        StorageError: What an earlier run prepared is damaged.
+        StorageError: It does, and they are damaged.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    done = folder / "chunks.json"
-    if done.is_file():
-        _check(folder, done)
-        return ChunkStore(folder)
-    spans: list[npt.NDArray[np.int64]] = []
-    with Progress("tokenise", None, "documents") as progress:
-        tokens = write_atomic(
-            folder / "tokens.bin", _tokens(read_documents(paths), model, chunk_length, min_length, spans, progress)
-        )
-    table = np.concatenate(spans) if spans else np.empty((0, 3), dtype=np.int64)
-    if not len(table):
-        names = ", ".join(str(path) for path in paths)
-        raise DataError(names, None, f"no text of {min_length} tokens or more; lower --min-chunk-length")
-    chunks = write_atomic(folder / "chunks.bin", table.astype("<i8").tobytes())
-    write_json_atomic(done, {"tokens.bin": list(tokens), "chunks.bin": list(chunks)})
-    return ChunkStore(folder)
-
-
-def _check(folder: Path, done: Path) -> None:
+    if not (folder / RECORD).is_file():
+        return False
     try:
-        for name, entry in read_json(done).items():
+        for name, entry in read_json(folder / RECORD)["files"].items():
             check_file(confined(folder, name), FileRecord(*entry), full=True)
     except StorageError as error:
         raise StorageError(error.path, f"{error.reason}; delete {folder} to prepare the text again") from error
+    return True
 
 
-def _tokens(
-    documents: Iterable[Document],
-    model: EmbeddingModel,
-    chunk_length: int,
-    min_length: int,
-    spans: list[npt.NDArray[np.int64]],
-    progress: Progress,
-) -> Iterator[bytes]:
-    """Yields the tokens of documents as bytes, and appends their chunks to `spans` on the way."""
-    template, offset = model.bind(), 0
-    stream = iter(documents)
-    while batch := list(islice(stream, DOCUMENTS_AT_ONCE)):
-        texts = [model.contract.join_title(document.title, document.text) for document in batch]
-        for ids in template.text_ids(texts, "passage"):
-            spans.append(cut(len(ids), offset, chunk_length, min_length))
-            offset += len(ids)
-            yield np.asarray(ids, dtype="<u4").tobytes()
-        progress.advance(len(batch))
+class _Bytes:
+    """A file read piece by piece at any place. Not mapped: what is touched of a map counts as the process's memory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with disk_errors(path):
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self.size = os.fstat(self._descriptor).st_size
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def read(self, start: int, end: int) -> bytes:
+        with disk_errors(self.path):
+            data = os.pread(self._descriptor, end - start, start)
+        if len(data) != end - start:
+            raise StorageError(self.path, f"ends at byte {self.size:,}, before byte {end:,}, where it was read")
+        return data
 
 
-def cut(tokens: int, offset: int, chunk_length: int, min_length: int) -> npt.NDArray[np.int64]:
-    """Returns the chunks of one document, int64 [chunks, 3]: start, end, end of the next chunk (end: there is none).
+class _Table(_Bytes):
+    """Rows of `width` int64 values."""
 
-    A last chunk below `min_length` is only a next text.
-    """
-    starts = np.arange(0, tokens, chunk_length, dtype=np.int64)
-    ends = np.minimum(starts + chunk_length, tokens)
-    next_ends = np.minimum(ends + chunk_length, tokens)
-    spans = np.stack([starts, ends, next_ends], axis=1) + offset
-    return spans[ends - starts >= min_length]
+    def __init__(self, path: Path, width: int) -> None:
+        super().__init__(path)
+        self.width = width
+
+    def __len__(self) -> int:
+        return self.size // (8 * self.width)
+
+    def row(self, number: int) -> list[int]:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        bytes_per_row = 8 * self.width
+        values: list[int] = np.frombuffer(
+            self.read(number * bytes_per_row, (number + 1) * bytes_per_row), dtype="<i8"
+        ).tolist()
+        return values
+
+    def rows(self, numbers: Ints) -> Ints:
+        return np.array([self.row(number) for number in numbers.tolist()], dtype=np.int64).reshape(-1, self.width)
