@@ -7,6 +7,8 @@ a log file stays readable.
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -26,6 +28,17 @@ def set_quiet(quiet: bool) -> None:
     """Switches progress and notes off or on, for the whole process."""
     global _quiet
     _quiet = quiet
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Keeps the block quiet: a job that is run to be measured has nothing to say."""
+    before = _quiet
+    set_quiet(True)
+    try:
+        yield
+    finally:
+        set_quiet(before)
 
 
 def note(message: str) -> None:

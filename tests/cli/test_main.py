@@ -73,10 +73,11 @@ def test_help_lists_the_commands_in_the_order_of_the_job(
 ) -> None:
     assert main(arguments) == 0
     out = capsys.readouterr().out
-    positions = [out.index(f" {command.name} ") for command in COMMANDS]
+    positions = [out.index(f"\n  {command.name} ") for command in COMMANDS]
     assert positions == sorted(positions)
     assert [command.name for command in COMMANDS] == [
-        "demo", "adapt", "finetune", "encode", "index", "search", "evaluate", "verify", "doctor",
+        "demo", "plan adapt", "plan encode", "plan index", "adapt", "finetune", "encode", "index", "search",
+        "rerank", "fuse", "mine", "evaluate", "verify", "doctor",
     ]  # fmt: skip
 
 

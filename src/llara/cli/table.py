@@ -35,6 +35,27 @@ COMMANDS = (
         "llara.demo:demo",
     ),
     Command(
+        "plan adapt",
+        "What `adapt` would take: tokens, steps, time, memory, disk.",
+        "llara plan adapt --model BASE --corpus PATH... [--fleet 8xH100-80GB] [any flag of adapt]",
+        "llara.plan.config:PlanAdaptConfig",
+        "llara.plan.jobs:plan_adapt",
+    ),
+    Command(
+        "plan encode",
+        "What `encode` would take.",
+        "llara plan encode --model DIR --corpus PATH... [--fleet 8xH100-80GB] [any flag of encode]",
+        "llara.plan.config:PlanEncodeConfig",
+        "llara.plan.jobs:plan_encode",
+    ),
+    Command(
+        "plan index",
+        "What `index` would take, also before there are vectors.",
+        "llara plan index (--vectors VECTORS | --model DIR --corpus PATH... | --type bm25 --corpus PATH...)",
+        "llara.plan.config:PlanIndexConfig",
+        "llara.plan.jobs:plan_index",
+    ),
+    Command(
         "adapt",
         "Stage 1: EBAE + EBAR on plain text, no labels.",
         "llara adapt --model BASE --corpus PATH... --output DIR",
@@ -69,6 +90,13 @@ COMMANDS = (
         "SearchConfig",
         "llara.search:search",
         positional="query",
+    ),
+    Command(
+        "rerank",
+        "Score the first hits of a run anew, each together with its query.",
+        "llara rerank --model DIR --run RUN --queries FILE --corpus PATH --output RUN",
+        "RerankConfig",
+        "llara.rerank:rerank",
     ),
     Command(
         "fuse",

@@ -1,0 +1,184 @@
+"""What `index` would take: an index of a sample, written as the whole would be, and the whole in its proportion."""
+
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from llara.config import IndexConfig, ModelConfig
+from llara.encoding.shards import Vectors
+from llara.index.base import write_ids
+from llara.index.bm25 import WORDS, check_language, write_bm25
+from llara.index.flat import write_flat
+from llara.invocation import shell_line
+from llara.plan.config import PlanIndexConfig, command_line
+from llara.plan.corpus import SEED, Sampled, draw_sample, good_documents, store_bytes, survey
+from llara.plan.measure import (
+    device_memory,
+    folder_bytes,
+    forget_peak,
+    free_disk,
+    held_memory,
+    peak_memory,
+    scratch,
+)
+from llara.plan.report import NOTHING, Estimate
+from llara.progress import hushed
+from llara.records import Document
+
+SHARD = 10_000  # vectors written at once; what `encode` makes where nothing else is said
+HEAPS = 0.5  # a corpus n times larger has about n to this power times the words (Heaps' law, 0.4 to 0.6 in English)
+OPENING = 0.2  # seconds of reading the finished index back
+
+
+class _Input(NamedTuple):
+    """What is indexed: how many documents, a sample of them, and rows that no store holds yet.
+
+    dim: Size of a vector. read_seconds: Of all rows. remarks: How the documents were counted.
+    """
+
+    total: int
+    documents: list[Document]
+    rows: tuple[Sampled, ...]
+    dim: int
+    read_seconds: float
+    remarks: tuple[str, ...]
+
+    @property
+    def scale(self) -> float:
+        """How many times more documents there are than in the sample."""
+        return self.total / len(self.documents)
+
+
+class _Found(NamedTuple):
+    """Seconds and bytes on disk by part, and the most bytes of memory beside those of the process."""
+
+    seconds: dict[str, float]
+    disk: dict[str, int]
+    memory: int
+
+
+def estimate(config: PlanIndexConfig, started: float) -> Estimate:
+    """Returns the plan; `started` is how many seconds the start of the process took. See `jobs.plan_index`."""
+    began = time.perf_counter()
+    _import_libraries(config)
+    vectors = Vectors.open(config.vectors, config.verify) if config.vectors else None
+    opening, base = started + OPENING + time.perf_counter() - began, held_memory()
+    given = _of_vectors(config, vectors) if vectors else _of_corpus(config)
+    with scratch(config.output) as folder:
+        found = _flat(folder, given) if config.type == "flat" else _bm25(config, folder, given)
+    run = bool(config.calibrate)
+    follows = config.vectors is not None or config.type == "bm25"
+    return Estimate(
+        job=f"index ({config.type})",
+        corpus=str(config.vectors) if config.vectors else ", ".join(map(str, config.corpus)),
+        amounts={"documents": given.total, **({"vector size": given.dim} if config.type == "flat" else {})},
+        hardware="CPU and disk" if run else NOTHING,
+        seconds={"start": opening, **found.seconds} if run else None,
+        memory=base + found.memory if run else None,
+        memory_here=device_memory(),
+        disk=found.disk,
+        disk_after=sum(found.disk.values()),
+        disk_free=free_disk(config.output),
+        notes=_notes(config, given),
+        # Without vectors there is a step before, which may be planned as well.
+        next_command=command_line("index", IndexConfig, config)
+        if follows
+        else shell_line(["plan", "encode", "--model", config.model, "--corpus", *config.corpus]),
+    )
+
+
+def _import_libraries(config: PlanIndexConfig) -> None:
+    """Imports what the index is made with, so that it counts as the start of the job and not as part of its work."""
+    if config.type == "flat":
+        import faiss  # noqa: F401
+    else:
+        import bm25s  # noqa: F401
+
+        check_language(config.language)
+
+
+def _of_vectors(config: PlanIndexConfig, vectors: Vectors) -> _Input:
+    positions = draw_sample(range(len(vectors)), config.sample, SEED)
+    documents = [vectors.documents.get(position) for position in positions]
+    return _Input(len(vectors), documents, (), vectors.dim, 0.0, ())
+
+
+def _of_corpus(config: PlanIndexConfig) -> _Input:
+    found = survey(config.corpus, config.sample, SEED)
+    documents = good_documents(found.sample)
+    count, dim = round(found.rows * len(documents) / len(found.sample)), 0
+    if config.type == "flat":
+        model = ModelConfig(
+            model=config.model, offline=config.offline, trust_remote_code=config.trust_remote_code, device="cpu"
+        )
+        from llara.loading import load_model  # brings torch, which an index of vectors does without
+
+        with hushed():
+            dim = load_model(model, for_training=True, weights=False).dim
+    how = f"documents were {'counted' if found.counted else 'estimated'}"
+    return _Input(count, documents, found.sample, dim, found.read_seconds, (how, *found.remarks))
+
+
+def _flat(folder: Path, given: _Input) -> _Found:
+    """Writes one shard's worth of vectors and the sample's ids."""
+    block = np.random.default_rng(SEED).standard_normal((min(SHARD, given.total), given.dim), dtype=np.float32)
+    base = held_memory()
+    forget_peak()
+    began = time.perf_counter()
+    write_flat(folder, [block], len(block), given.dim)
+    writing = (time.perf_counter() - began) * given.total / len(block)
+    ids, names = _ids(folder, given)
+    disk = {"vectors": 4 * given.dim * given.total, "ids": names}
+    return _Found({"write": writing, "ids": ids}, disk, max(peak_memory() - base, 0))
+
+
+def _ids(folder: Path, given: _Input) -> tuple[float, int]:
+    """Returns the seconds and bytes that all ids take."""
+    began = time.perf_counter()
+    files = write_ids(folder, [document.id for document in given.documents])
+    taken = time.perf_counter() - began
+    return taken * given.scale, round(sum(record.bytes for record in files.values()) * given.scale)
+
+
+def _bm25(config: PlanIndexConfig, folder: Path, given: _Input) -> _Found:
+    """Indexes a quarter of the sample, then all of it: what it takes grows along the line through both."""
+    small, whole = max(len(given.documents) // 4, 1), len(given.documents)
+    base, seconds, memory = held_memory(), [], []
+    for count in (small, whole):
+        forget_peak()
+        began = time.perf_counter()
+        write_bm25(folder, given.documents[:count], config.k1, config.b, config.language)
+        seconds.append(time.perf_counter() - began)
+        memory.append(peak_memory())
+    words = (folder / WORDS).stat().st_size
+    disk = {
+        "postings": round((folder_bytes(folder) - words) * given.scale),
+        "words": round(words * given.scale**HEAPS),
+    }
+    parts = {"words": _extend(small, seconds[0], whole, seconds[1], given.total)}
+    parts["ids"], disk["ids"] = _ids(folder, given)
+    if given.rows:
+        began = time.perf_counter()
+        stored = store_bytes(folder / "documents", given.rows)
+        parts["store"] = given.read_seconds + (time.perf_counter() - began) * given.scale
+        disk["documents"] = round(stored * given.scale)
+    return _Found(parts, disk, round(_extend(small, memory[0] - base, whole, memory[1] - base, given.total)))
+
+
+def _extend(small: int, low: float, whole: int, high: float, count: int) -> float:
+    """Returns the value at `count` on the line through two measured values; never below the larger one."""
+    slope = max((high - low) / (whole - small), 0.0) if whole > small else high / whole
+    return max(high + slope * (count - whole), high)
+
+
+def _notes(config: PlanIndexConfig, given: _Input) -> tuple[str, ...]:
+    notes = list(given.remarks)
+    if config.type == "flat":
+        notes.append("time: one shard of random vectors was written here; reading the vectors back is not in it")
+        if config.vectors is None:
+            notes.append("the vectors are not made yet: llara plan encode says what they take")
+    else:
+        notes.append(f"time and memory: {len(given.documents):,} documents were indexed, and the line extended")
+    return tuple(notes)
