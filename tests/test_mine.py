@@ -104,8 +104,8 @@ RULES: list[dict[str, Any]] = [
     {"selection": "top"},
     {"seed": 7, "negatives": 50},
     {"margin": 0.02},
-    {"relative_margin": 0.96},
-    {"margin": 0.05, "relative_margin": 0.99, "selection": "top"},
+    {"relative_margin": 0.04},
+    {"margin": 0.05, "relative_margin": 0.01, "selection": "top"},
     {"from_rank": 1, "to_rank": 5},
 ]
 
@@ -241,6 +241,16 @@ def search_hits(query_id: str, scores: dict[str, float]) -> list[Any]:
 
 
 def test_finetune_reads_what_was_mined(folder: Path, index: Path) -> None:
+    with (folder / "corpus.jsonl").open("a") as file:
+        file.write('{"_id": "bare", "title": "Nothing but a title", "text": " "}\n')
+    hits = {
+        name: [*hits[:20], *search_hits(name, {"bare": -1.0})] for name, hits in read_run(run_of(folder, index)).items()
+    }
+    write_run(folder / "run", hits)
+    corpus = (folder / "corpus.jsonl",)
+    mine(settings(folder, run=folder / "run", corpus=corpus, output=folder / "bare.jsonl", from_rank=21, to_rank=21))
+    (only,) = {negative for each in read_examples([folder / "bare.jsonl"]) for negative in each.negatives}
+    assert only == ("Nothing but a title", "")
     result = mine(settings(folder, index=index))
     examples = read_examples([folder / "mined.jsonl"])
     assert len(examples) == result.queries and sum(len(each.negatives) for each in examples) == result.negatives
@@ -264,9 +274,9 @@ def test_a_collection_stands_for_queries_judgements_and_corpus(folder: Path, ind
     [
         ([0.8, 0.4], None, None, None),
         ([0.8, 0.4], 0.1, None, 0.7),
-        ([0.8, None], None, 0.95, 0.76),
-        ([0.8], 0.1, 0.95, 0.7),
-        ([-2.0], None, 0.9, -2.2),  # a share of a negative score would lie above it
+        ([0.8, None], None, 0.05, 0.76),
+        ([0.8], 0.1, 0.05, 0.7),
+        ([-2.0], None, 0.1, -2.2),  # a share of a negative score would lie above it
         ([None], 0.1, None, -np.inf),
     ],
 )

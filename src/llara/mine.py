@@ -242,17 +242,16 @@ def _open_source(config: MineConfig, judged: Judged, stack: contextlib.ExitStack
 def ceiling(relevant: Iterable[float | None], margin: float | None, relative_margin: float | None) -> float | None:
     """Returns the score above which a candidate counts as a likely false negative; None where there is no margin.
 
-    `best - margin` or `best - (1 - relative_margin) * |best|`, whichever is lower, of the best score of a relevant
-    document: of a positive score, the second is `best * relative_margin` (Moreira et al. 2024, arXiv 2407.15831, call
-    it TopK-PercPos). Where no relevant document has a score, all of them rank below every candidate: -infinity.
+    `best - margin` or `best - relative_margin * |best|`, whichever is lower, of the best score of a relevant document
+    (Moreira et al. 2024, arXiv 2407.15831, call the second, for scores above 0, TopK-PercPos). Where no relevant
+    document has a score, all of them rank below every candidate: -infinity.
     """
     if margin is None and relative_margin is None:
         return None
     best = max((score for score in relevant if score is not None), default=None)
     if best is None:
         return -np.inf
-    lowest = best if margin is None else best - margin
-    return lowest if relative_margin is None else min(lowest, best - (1 - relative_margin) * abs(best))
+    return best - max(margin or 0.0, (relative_margin or 0.0) * abs(best))
 
 
 def in_order(hits: Sequence[tuple[str, float]], query_id: str, config: MineConfig) -> list[tuple[str, float]]:
@@ -373,6 +372,8 @@ def _line(example: _Example) -> bytes:
 
 
 def _passage(document: Document) -> dict[str, str]:
+    if not document.text.strip():  # then the title is the text, as in encoding
+        return {"id": document.id, "text": document.title}
     title = {"title": document.title} if document.title else {}
     return {"id": document.id, **title, "text": document.text}
 

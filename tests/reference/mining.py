@@ -32,7 +32,7 @@ def negatives(
         candidates = [hit for hit in candidates if known and hit[1] <= max(known) - margin]
     if relative_margin is not None:
         assert not known or max(known) > 0
-        candidates = [hit for hit in candidates if known and hit[1] <= max(known) * relative_margin]
+        candidates = [hit for hit in candidates if known and hit[1] <= max(known) * (1 - relative_margin)]
     if seed is not None:
         keys = {name: hashlib.blake2b(f"{seed}\t{query_id}\t{name}".encode(), digest_size=16) for name, _ in candidates}
         candidates = sorted(candidates, key=lambda hit: keys[hit[0]].hexdigest())

@@ -128,7 +128,7 @@ class MineConfig(ModelConfig):
     margin: float | None = None
     """Leave out a candidate that scores above the best relevant document's score minus this."""
     relative_margin: float | None = None
-    """Leave out a candidate that scores above this share of the best relevant document's score, such as 0.95."""
+    """The same, as a share of that score: 0.05 leaves out what scores above 95 % of it."""
     scores: Path | None = None
     """A run with a reranker's scores: margins then go by them, they are written as pos_scores and neg_scores, and
     documents without one are left out."""
