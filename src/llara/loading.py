@@ -1,5 +1,6 @@
 """Opening a model folder: a saved llara model with its contract, a base model, or a published checkpoint."""
 
+import importlib.util
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -12,7 +13,7 @@ import torch
 from llara import contract as contracts
 from llara.config import ModelConfig, TrainConfig
 from llara.contract import Contract
-from llara.errors import ConfigError, ModelError, StorageError
+from llara.errors import ConfigError, MissingExtra, ModelError, StorageError
 from llara.files import TEMPORARY, read_json, sha256_file, write_json_atomic
 from llara.hardware import WORKS, probe_torch
 from llara.model import EmbeddingModel
@@ -62,7 +63,7 @@ def load_model(
             f"using template {contract.template.name}, BOS {'yes' if contract.bos else 'no'}"
         )
     else:
-        if weights:
+        if weights and not is_quantized(config):  # in 4 bits its vectors are near those of the probe, and no more
             model.check_probe(record["probe"], folder)
         if contract != saved:
             note(f"{config.model}: was saved with other settings; now template {contract.template.name}")
@@ -233,14 +234,44 @@ def _load_weights(folder: Path, config: ModelConfig) -> tuple[Any, bool]:
     """Returns the model in evaluation mode, and whether the folder held an LM head."""
     from transformers import AutoModelForCausalLM
 
-    lm, missing = read_weights(AutoModelForCausalLM, folder, config, "a causal language model")
+    quantized = _quantization(config) if is_quantized(config) else {}
+    lm, missing = read_weights(AutoModelForCausalLM, folder, config, "a causal language model", **quantized)
     if lm.base_model is lm:
         raise ModelError(f"{folder}: {type(lm).__name__} does not say which part of it lies below the LM head")
     head = {key for key in missing if key.startswith(("lm_head", "embed_out", "output"))}
     if missing - head:
         raise _incomplete(folder, missing - head)
-    lm.requires_grad_(True)
+    if not quantized:  # weights of 4 bits have no gradient
+        lm.requires_grad_(True)
     return lm, not head
+
+
+def is_quantized(config: ModelConfig) -> bool:
+    """Tells whether a job holds its base model in 4 bits."""
+    return isinstance(config, TrainConfig) and config.quantize != "none"
+
+
+def _quantization(config: ModelConfig) -> dict[str, Any]:
+    """Returns what transformers is to be told to load a model in 4 bits (NF4, double quantisation: QLoRA, section 3).
+
+    Raises:
+        MissingExtra: bitsandbytes is not installed.
+        ConfigError: It has no GPU to work on.
+    """
+    from transformers import BitsAndBytesConfig
+
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingExtra("--quantize 4bit", "quantize")
+    device = pick_device(config.device)
+    if device.type != "cuda":
+        raise ConfigError(f"--quantize: 4bit takes a GPU, and this job runs on {device.type}; leave it at none")
+    settings = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=pick_dtype(config.dtype, device),
+    )
+    return {"quantization_config": settings, "device_map": {"": device}}
 
 
 def read_weights(auto: Any, folder: Path, config: ModelConfig, what: str, **settings: Any) -> tuple[Any, set[str]]:
@@ -278,7 +309,8 @@ def read_weights(auto: Any, folder: Path, config: ModelConfig, what: str, **sett
         raise ModelError(f"{folder}: cannot be loaded as {what}: {first_line(error)}") from error
     if info["mismatched_keys"]:
         raise _incomplete(folder, info["mismatched_keys"])
-    return lm.to(device).eval(), set(info["missing_keys"])
+    placed = lm if "device_map" in settings else lm.to(device)  # weights of 4 bits stay where they were made
+    return placed.eval(), set(info["missing_keys"])
 
 
 def _incomplete(folder: Path, keys: Iterable[object]) -> ModelError:

@@ -80,6 +80,11 @@ class Spoilt(AdaptModule):
         return loss, sums
 
 
+def prompts_of(model: EmbeddingModel) -> Prompts:
+    template = model.bind()
+    return Prompts(template.passage, template.query, model.pad_id)
+
+
 def make_trainer(
     folder: Path,
     steps: int = 4,
@@ -93,9 +98,7 @@ def make_trainer(
     """A trainer over `Rows` with a tiny model; `changes` are settings."""
     folder.mkdir(exist_ok=True)
     config: AdaptConfig = adapt_config(Path("base"), Path("text"), folder / "out", steps=steps, **changes)
-    model: EmbeddingModel = tiny.model()
-    template = model.bind()
-    prompts = Prompts(template.passage, template.query, model.pad_id)
+    model, prompts = tiny.model(), prompts_of(tiny.model())
     source = Rows(prompts, config.batch_size, bad or {}, cut, batches)
     module = Spoilt(model, prompts, PLAN)
     return JobTrainer(module, source, config, folder, steps, "test", ranks, measure), source

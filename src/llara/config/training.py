@@ -42,6 +42,8 @@ class TrainConfig(ModelConfig):
     """Dropout inside LoRA."""
     lora_modules: tuple[str, ...] = ("all-linear",)
     """Names of the linear maps that get LoRA; `all-linear` means all but the LM head."""
+    quantize: Literal["none", "4bit"] = "none"
+    """4bit: hold the base model in 4 bits while LoRA is trained (QLoRA), on a GPU; the saved model is whole again."""
     seed: int = 42
     """Seed of sampling, dropout and new weights."""
     save_every: int = 200
@@ -64,6 +66,8 @@ class TrainConfig(ModelConfig):
             problems.append(
                 f"--device: training takes the first GPU; choose one with CUDA_VISIBLE_DEVICES={self.device[5:]}"
             )
+        if self.quantize != "none" and not self.lora_rank:
+            problems.append("--quantize: weights of 4 bits cannot be trained; train LoRA with --lora-rank 64")
         return [
             *problems,
             *([] if self.model else ["--model: is required (a folder, a hub id, or mini)"]),

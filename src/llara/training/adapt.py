@@ -14,7 +14,8 @@ from llara.progress import note
 from llara.templates import BoundTemplate
 from llara.training.arguments import check_integrations, precision, steps_for
 from llara.training.chunks import ChunkStore, fingerprint
-from llara.training.lora import add_lora, merge_lora
+from llara.training.final import final_model
+from llara.training.lora import add_lora
 from llara.training.objective import BRANCHES, NAMES, AdaptModule, Plan, Prompts
 from llara.training.parallel import Ranks, join
 from llara.training.prepare import prepare_chunks
@@ -63,9 +64,7 @@ def adapt(config: AdaptConfig) -> TrainResult:
         steps = steps_for(config, source.batches or 0, ranks.world)
         label, measure = f"adapt ({config.objective})", recall(module, source)
         log = JobTrainer(module, source, config, work.folder, steps, label, ranks, measure).run()
-        if peft_model is not None:
-            merge_lora(model, peft_model)
-        return work.publish(model, steps, log)
+        return work.publish(final_model(config, model, module, peft_model, ranks), steps, log)
 
 
 def _identity(config: AdaptConfig, model: EmbeddingModel, ranks: Ranks) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+import os
 from pathlib import Path
 
 import torch
@@ -47,6 +48,8 @@ def training_arguments(
         seed=config.seed,
         use_cpu=pick_device(config.device).type == "cpu",
         bf16=autocast,
+        # Sharded gradients are exchanged after every pass: kept until the last one, they would be held whole.
+        accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": shards()}},
         ddp_find_unused_parameters=find_unused,
         ddp_broadcast_buffers=False,  # they are constants, and passes differ in number from rank to rank
         remove_unused_columns=False,
@@ -55,6 +58,11 @@ def training_arguments(
     # Several GPUs in one process would mean nn.DataParallel, which splits batches that are no single tensors.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
+
+
+def shards() -> bool:
+    """Tells whether `accelerate launch` was asked to shard the model over the processes (FSDP)."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true", "yes")
 
 
 def steps_for(config: TrainConfig, batches: float, processes: int = 1) -> int:

@@ -9,7 +9,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -25,6 +24,7 @@ from llara.files import (
     sha256_file,
     write_json_atomic,
 )
+from llara.training.sharding import put_weights, trained_weights
 
 WEIGHTS, RECORD, SUMS = "weights.safetensors", "checkpoint.json", "sums.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -84,16 +84,15 @@ def _recorded_files(path: Path) -> dict[str, FileRecord]:
 
 
 def save_weights(module: nn.Module, folder: Path, *, write: bool = True) -> None:
-    """Writes the weights that training changes; tied weights once. Every process calls it, and one writes."""
-    if not write:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    trained = {name: value.detach() for name, value in module.named_parameters() if value.requires_grad}
-    save_file(trained, folder / WEIGHTS)
+    """Writes the weights that training changes; tied weights once. All processes call it, and one writes."""
+    trained = trained_weights(module, keep=write)
+    if write:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: value.contiguous() for name, value in trained.items()}, folder / WEIGHTS)
 
 
 def load_weights(module: nn.Module, folder: Path) -> None:
-    """Puts the weights of a checkpoint back in place.
+    """Puts the weights of a checkpoint back in place, in all processes.
 
     Raises:
         StorageError: The file is damaged or belongs to another model.
@@ -102,13 +101,11 @@ def load_weights(module: nn.Module, folder: Path) -> None:
         saved = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise StorageError(folder / WEIGHTS, f"cannot be read: {error}") from error
-    trained = {name: value for name, value in module.named_parameters() if value.requires_grad}
-    if saved.keys() != trained.keys():
-        odd = ", ".join(sorted(saved.keys() ^ trained.keys())[:5])
+    trained = {name for name, value in module.named_parameters() if value.requires_grad}
+    if saved.keys() != trained:
+        odd = ", ".join(sorted(saved.keys() ^ trained)[:5])
         raise StorageError(folder / WEIGHTS, f"belongs to another model: {odd}")
-    with torch.no_grad():
-        for name, value in saved.items():
-            trained[name].copy_(value)
+    put_weights(module, saved)
 
 
 def save_sums(folder: Path, sums: dict[str, Any]) -> None:

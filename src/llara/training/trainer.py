@@ -14,17 +14,18 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, ProgressCallback, Trainer, set_seed
+from transformers import PrinterCallback, ProgressCallback, set_seed
 
 from llara.config import TrainConfig
-from llara.errors import LlaraError, StorageError
-from llara.model import write_errors
+from llara.errors import LlaraError
 from llara.progress import note
 from llara.training import checkpoint
-from llara.training.arguments import mixed_precision, training_arguments
+from llara.training.arguments import mixed_precision, shards, training_arguments
 from llara.training.faults import is_out_of_memory, not_finite, out_of_memory
 from llara.training.parallel import Ranks, unreached
 from llara.training.prefetch import Prefetch
+from llara.training.saving import SavingTrainer
+from llara.training.sharding import is_sharded, layer_names, whole
 from llara.training.watch import VOLATILE, LogFile, Meter, Tally, Watcher, means
 
 Batch = dict[str, Any]
@@ -66,12 +67,23 @@ class Source(Protocol):
 class TrainModule(nn.Module):
     """A model with its objective: batch and counts in, loss and the sums it came from out."""
 
+    # The name under which accelerate looks for the classes of a model's layers, which it then shards one by one.
+    _no_split_modules: list[str]
+
     def forward(self, batch: Batch, counts: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the scalar loss and float [len(names)], the detached sums behind it."""
         raise NotImplementedError
 
+    def prepare(self, passes: Sequence[Batch], model: nn.Module) -> None:
+        """Called with all passes of a batch before the first goes forward, for losses that compare across passes.
 
-class JobTrainer(Trainer):
+        Args:
+            passes: The batch.
+            model: This module, as it is wrapped for mixed precision and several processes.
+        """
+
+
+class JobTrainer(SavingTrainer):
     """Runs one training job inside its work folder.
 
     Args:
@@ -102,16 +114,19 @@ class JobTrainer(Trainer):
         self.source, self.config, self.folder, self.total_steps = source, config, folder, steps
         self.ranks, self.measure = ranks or Ranks(), measure
         self.tally, self.meter, self.log_file = Tally(source.names), Meter(), LogFile(folder / "log.jsonl")
+        self.resumed_from: Path | None = None
         self._prefetch: Prefetch[list[Batch]] | None = None
         self._step: list[tuple[int, Tensor, Tensor]] = []
-        self._resumed_from: Path | None = None
+        # Made now: a source is asked by one thread at a time.
+        self._empty = source.empty() if self.ranks.world > 1 or source.batches is not None else None
         weight = next(module.parameters())
+        module._no_split_modules = layer_names(module)
         arguments = training_arguments(
             config,
             folder,
             steps,
             autocast=mixed_precision(config, weight),
-            find_unused=self.ranks.world > 1 and self._finds_unused(module, weight.device),
+            find_unused=not shards() and self._finds_unused(module, weight.device),
         )
         super().__init__(model=module, args=arguments)
         assert self.args.world_size == self.ranks.world, "every process of the run has joined"
@@ -122,7 +137,9 @@ class JobTrainer(Trainer):
         self.add_callback(self.watcher)
 
     def _finds_unused(self, module: TrainModule, device: torch.device) -> bool:
-        empty = to_device(self.source.empty(), device)
+        if self._empty is None or self.ranks.world == 1:
+            return False
+        empty = to_device(self._empty, device)
         return bool(unreached(module, empty, empty["counts"]))
 
     def run(self) -> dict[str, float]:
@@ -132,12 +149,12 @@ class JobTrainer(Trainer):
             LlaraError: A loss or gradient that is no number, or memory that has run out.
             StorageError: A checkpoint is damaged or cannot be written.
         """
-        self._resumed_from = self.ranks.ask(self._newest_checkpoint)
-        if self._resumed_from is not None:
-            note(f"resuming from {self._resumed_from.name}")
+        self.resumed_from = self.ranks.ask(self._newest_checkpoint)
+        if self.resumed_from is not None:
+            note(f"resuming from {self.resumed_from.name}")
         failure: BaseException | None = None
         try:
-            self.train(resume_from_checkpoint=str(self._resumed_from) if self._resumed_from else None)
+            self.train(resume_from_checkpoint=str(self.resumed_from) if self.resumed_from else None)
         except BaseException as error:
             failure = error
             if is_out_of_memory(error):
@@ -175,6 +192,7 @@ class JobTrainer(Trainer):
         batches: list[Batch] = []
         for place in places:
             batches.append({"number": self._number(place), "passes": self._prefetch.take(place)})
+        self._even_out([batch["passes"] for batch in batches])
         self._step.clear()
         passes: list[Batch] = [each for batch in batches for each in batch["passes"]]
         self.tally.see(passes)
@@ -190,7 +208,19 @@ class JobTrainer(Trainer):
 
     def _read(self, place: int) -> list[Batch]:
         number, batches = self._number(place), self.source.batches
-        return self.source.passes(number) if batches is None or number < batches else [self.source.empty()]
+        if batches is None or number < batches:
+            return self.source.passes(number)
+        assert self._empty is not None
+        return [self._empty]
+
+    def _even_out(self, batches: list[list[Batch]]) -> None:
+        """Gives all ranks the same number of passes where each pass gathers weights from all of them."""
+        if self.ranks.world == 1 or not is_sharded(self.module):
+            return
+        assert self._empty is not None
+        numbers = self.ranks.gather([len(passes) for passes in batches])
+        for passes, *most in zip(batches, *numbers, strict=True):
+            passes.extend([self._empty] * (max(most) - len(passes)))
 
     def _stop_reading(self) -> None:
         if self._prefetch is not None:
@@ -202,11 +232,15 @@ class JobTrainer(Trainer):
         """Runs the passes of one batch forward and backward, and returns its share of the step's loss."""
         model.train()
         total = torch.zeros((), device=self.args.device)
-        for place, batch in enumerate(inputs["passes"], start=1):
-            # Ranks exchange gradients once, in the last pass of a step.
-            exchange = place == len(inputs["passes"]) and self.accelerator.sync_gradients
+        passes = [to_device(batch, self.args.device) for batch in inputs["passes"]]
+        assert isinstance(self.module, TrainModule)
+        with self.accelerator.no_sync(model=model):
+            self.module.prepare(passes, model)
+        for place, batch in enumerate(passes, start=1):
+            # Ranks exchange gradients once, in the last pass of a step; sharded ones as they come.
+            exchange = (place == len(passes) and self.accelerator.sync_gradients) or is_sharded(model)
             with contextlib.nullcontext() if exchange else self.accelerator.no_sync(model=model):
-                loss, sums = model(to_device(batch, self.args.device), num_items_in_batch)
+                loss, sums = model(batch, num_items_in_batch)
                 # Distributed training averages gradients over ranks, hence the factor.
                 self.accelerator.backward(loss * self.ranks.world)
             self._step.append((inputs["number"], loss.detach(), sums))
@@ -216,7 +250,8 @@ class JobTrainer(Trainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         # Called between the backward pass and the optimizer's step.
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
-        self._require_finite(torch.as_tensor(norm).detach())
+        norm = whole(torch.as_tensor(norm)).detach()
+        self._require_finite(norm)
         for sums in torch.stack([sums for _, _, sums in self._step]).cpu().double():
             self.tally.sums += sums
         return norm
@@ -268,59 +303,11 @@ class JobTrainer(Trainer):
         values = means(self.tally.names, tallies) | self.meter.values(tokens, waited)
         self.tally.reset()
         if self.measure is not None and self.measures_now():
-            assert self.model is not None
-            self.model.eval()
+            self.module.eval()
             with torch.no_grad(), self.accelerator.autocast():
                 values |= self.measure()
         self.meter.look(waited)
         return values
-
-    # Checkpoints ------------------------------------------------------------------------------------------------
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        staging = self.folder / ".tmp-staging"
-        if self.args.should_save:
-            checkpoint.clear_leftovers(self.folder)  # what a killed run staged would be taken for part of this one
-            staging.mkdir()
-        self.ranks.wait()
-        final, self.args.output_dir = self.args.output_dir, str(staging)
-        try:
-            with write_errors(staging):
-                super()._save_checkpoint(model, trial)
-        finally:
-            self.args.output_dir = final
-        unlogged = self.ranks.gather({"tr_loss": float(self._tr_loss), **self.tally.state()})
-        if self.args.should_save:
-            staged = staging / f"checkpoint-{self.state.global_step}"
-            run = {"total_loss": self._total_loss_scalar, "last_logged": self._globalstep_last_logged}
-            checkpoint.save_sums(staged, {**run, "ranks": unlogged})
-            checkpoint.publish_checkpoint(staged, self.folder, self.config.keep)
-        self.ranks.wait()
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Writes the weights that training changes; called by Trainer for a checkpoint."""
-        assert output_dir is not None
-        checkpoint.save_weights(self.accelerator.unwrap_model(self.model), Path(output_dir), write=self.ranks.first)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        checkpoint.load_weights(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint))
-
-    def restore(self) -> None:
-        """Puts back what was summed but not logged when the checkpoint was made, and cuts the log to its step."""
-        if self.args.should_save:
-            self.log_file.begin(self.state.log_history)
-        self.meter.look(0.0)
-        if self._resumed_from is None:
-            return
-        saved = checkpoint.load_sums(self._resumed_from)
-        if len(saved["ranks"]) != self.ranks.world:
-            was = f"was written by {len(saved['ranks'])} processes, and there are {self.ranks.world} now"
-            raise StorageError(self._resumed_from, f"{was}; start as many")
-        mine = saved["ranks"][self.ranks.rank]
-        self._tr_loss = torch.tensor(mine["tr_loss"], device=self.args.device)
-        self._total_loss_scalar = saved["total_loss"]
-        self._globalstep_last_logged = saved["last_logged"]
-        self.tally.restore(mine)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

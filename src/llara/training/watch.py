@@ -10,15 +10,12 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from transformers import TrainerCallback
 
 from llara.progress import Progress
-
-if TYPE_CHECKING:
-    from llara.training.trainer import Batch, JobTrainer
 
 VOLATILE = ("tokens_per_second", "wait", "memory_gb")
 SHOWN = {"loss": "loss", "recall_ebae": "recall ebae", "recall_ebar": "recall ebar", "learning_rate": "lr"}
@@ -37,7 +34,7 @@ class Tally:
         self.counts = torch.zeros(len(self.names), dtype=torch.float64)
         self.tokens = self.cells = 0
 
-    def see(self, passes: Sequence["Batch"]) -> None:
+    def see(self, passes: Sequence[Mapping[str, Any]]) -> None:
         """Counts what passes hold."""
         for batch in passes:
             self.counts += batch["counts"]
@@ -121,10 +118,22 @@ def _line(entry: Mapping[str, Any]) -> str:
     return json.dumps(entry, sort_keys=True) + "\n"
 
 
-class Watcher(TrainerCallback):
-    """The progress line on stderr; says when a log line is due beyond `log_every`, and when to measure."""
+class Watched(Protocol):
+    """What the watcher asks of a trainer."""
 
-    def __init__(self, trainer: "JobTrainer", label: str) -> None:
+    def restore(self) -> None:
+        """Puts back what a checkpoint brings, before the first step."""
+        ...
+
+    def measures_now(self) -> bool:
+        """Tells whether the step that has just ended is one to measure after."""
+        ...
+
+
+class Watcher(TrainerCallback):
+    """The progress line on stderr; asks for a log line at the last step, and wherever something is measured."""
+
+    def __init__(self, trainer: Watched, label: str) -> None:
         self.trainer, self.label = trainer, label
         self.progress: Progress | None = None
 
