@@ -32,7 +32,7 @@ VALUES: dict[str, dict[str, Any]] = {
         "template": "rankllama-v1", "first_stage_weight": 0.25, "add_relevant": Path("t"), "base": "org/name",
     },
     "fuse": {"run": (Path("a"), Path("b")), "output": Path("o"), "method": "relative", "weights": (0.5, 2.0), "k": 1.5},
-    "mine": {"index": Path("i"), "queries": Path("q"), "output": Path("o"), "margin": 0.1, "relative_margin": 0.95},
+    "mine": {"index": Path("i"), "queries": Path("q"), "output": Path("o"), "margin": 0.1, "relative_margin": 0.05},
     "evaluate": {"run": (Path("r1"), Path("r2")), "qrels": Path("q"), "metrics": ("nDCG@10",), "output": Path("o")},
     "verify": {"path": Path("p")},
     "doctor": {"offline": True},
