@@ -74,7 +74,7 @@ def test_unknown_flags_come_with_the_nearest_name_and_all_other_faults() -> None
     ("line", "fault"),
     [
         ("adap", "adap: unknown command (did you mean 'adapt'?); see llara --help"),
-        ("rerank --run r", "rerank: unknown command; see llara --help"),
+        ("distil --run r", "distil: unknown command; see llara --help"),
         ("--foo", "--foo: needs a command, and goes behind it; see llara --help"),
         ("--jsno doctor", "--jsno: unknown flag (did you mean '--json'?)"),
         ("doctor extra", "extra: not expected here; a text with blanks needs quotes"),
