@@ -115,8 +115,9 @@ def run(job: str, base: Path, data: Path, cell: Path, attempt: int, last: int | 
     if (cell / "model").exists():  # then it is complete, whenever the child died
         made = contract.read_record(cell / "model")
         report["checked"] = made is not None and contract.check_files(cell / "model", made, full=True)
-    for path in checkpoint.list_checkpoints(cell / "model.partial"):
-        checkpoint.check_checkpoint(path)
+    else:  # until then, so is every checkpoint; afterwards they are being removed
+        for path in checkpoint.list_checkpoints(cell / "model.partial"):
+            checkpoint.check_checkpoint(path)
     if status == 0:
         report["moments"] = json.loads(answer.read_text())
     return report
