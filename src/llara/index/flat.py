@@ -33,8 +33,7 @@ class FlatIndex:
         self.dim = int(manifest.settings["dim"])
         self._max_norm = float(manifest.settings["max_norm"])
         self._faiss = _open(folder / FILE, manifest)
-        shape = (manifest.count, self.dim)
-        self._vectors = np.memmap(folder / FILE, np.dtype("<f4"), "r", offset=_HEADER, shape=shape)
+        self._vectors = _view(self._faiss)
 
     def __len__(self) -> int:
         return self.manifest.count
@@ -142,6 +141,18 @@ def _header(count: int, dim: int) -> bytes:
 def _header_digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.sha256(file.read(_HEADER)).hexdigest()
+
+
+def _view(index: Any) -> Floats:
+    """Returns the vectors of an open index, float32 [n, dim], which it must outlive.
+
+    They are FAISS' own mapping of the file: a second one would take the same memory twice.
+    """
+    import faiss
+
+    vectors = faiss.rev_swig_ptr(index.get_xb(), index.ntotal * index.d).reshape(index.ntotal, index.d)
+    vectors.flags.writeable = False
+    return np.asarray(vectors, np.float32)
 
 
 def _open(path: Path, manifest: Manifest) -> Any:
