@@ -86,12 +86,37 @@ def prepare(plan: Plan) -> Path:
     _write(folder / "text.jsonl", _text(folder, plan.data))
     _write(folder / "train.jsonl", _pairs(folder, plan.data))
     files = [folder / "text.jsonl", folder / "train.jsonl", folder / "docs" / "corpus.jsonl"]
-    write_json_atomic(record, {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files})
+    if "medquad_distractors" in plan.data:
+        _write_part(folder / "medquad", plan.split, plan.data["medquad_distractors"])
+        files.append(folder / "medquad" / "corpus.jsonl")
+    digests = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    write_json_atomic(record, digests)
     return folder
 
 
 def collections(folder: Path) -> dict[str, Path]:
-    return {"scifact": DATA / "scifact", "medquad": DATA / "medquad" / "pairs.jsonl.gz", "docs": folder / "docs"}
+    part = folder / "medquad"
+    medquad = part if part.is_dir() else DATA / "medquad" / "pairs.jsonl.gz"
+    return {"scifact": DATA / "scifact", "medquad": medquad, "docs": folder / "docs"}
+
+
+def _write_part(folder: Path, split: str, distractors: int) -> None:
+    """Writes MedQuAD with fewer documents as a BEIR folder: those that the split judges, and a sample of the others."""
+    from llara.data import open_collection
+
+    whole = open_collection(DATA / "medquad" / "pairs.jsonl.gz")
+    assert whole is not None
+    qrels = whole.qrels(split)
+    judged = {qrel.document_id for qrel in qrels}
+    documents = list(whole.documents())
+    others = [document for document in documents if document.id not in judged]
+    kept = judged | {others[number].id for number in _sample(len(others), distractors)}
+    (folder / "qrels").mkdir(parents=True, exist_ok=True)
+    rows = [document for document in documents if document.id in kept]
+    _write(folder / "corpus.jsonl", ({"_id": row.id, "title": row.title, "text": row.text} for row in rows))
+    _write(folder / "queries.jsonl", ({"_id": query.id, "text": query.text} for query in whole.queries(split)))
+    lines = [f"{qrel.query_id}\t{qrel.document_id}\t{qrel.relevance}\n" for qrel in qrels]
+    (folder / "qrels" / f"{split}.tsv").write_text("".join(["query-id\tcorpus-id\tscore\n", *lines]), encoding="utf-8")
 
 
 def _text(folder: Path, data: dict[str, int]) -> Iterator[dict[str, str]]:
@@ -117,7 +142,8 @@ def _text(folder: Path, data: dict[str, int]) -> Iterator[dict[str, str]]:
 def _pairs(folder: Path, data: dict[str, int]) -> Iterator[dict[str, Any]]:
     from llara.data import read_examples
 
-    for name, path in collections(folder).items():
+    sets = {**collections(folder), "medquad": DATA / "medquad" / "pairs.jsonl.gz"}
+    for name, path in sets.items():
         examples = read_examples([path], "train")
         for number in _sample(len(examples), data[f"{name}_pairs"]):
             passages = [{"title": passage.title, "text": passage.text} for passage in examples[number].positives]
