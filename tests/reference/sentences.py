@@ -52,6 +52,9 @@ def is_end(text: str, at: int) -> bool:
         return False  # SB8a
     if kinds[close - 1] == "ST":
         return True
+    stop = before[close - 1][1]
+    if stop and kind(text[stop - 1]) == "UP" and not regex.match(r"[\p{L}\p{M}\p{N}]", text[stop - 2 : stop - 1]):
+        return False  # an initial
     if close == len(kinds) and after[0][0] == "NU":
         return False  # SB6
     if close == len(kinds) and after[0][0] == "UP" and close > 1 and kinds[close - 2] in ("UP", "LO"):

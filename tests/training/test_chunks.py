@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +235,28 @@ def test_a_corpus_that_does_not_fit_is_named_and_leaves_nothing(
     with pytest.raises(DataError, match=message):
         prepare(tmp_path, corpus, model, min_chunk_length=50)
     assert [path.name for path in tmp_path.iterdir()] == ["c.jsonl"]
+
+
+def test_memory_does_not_grow_with_the_corpus(
+    model: EmbeddingModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare_module, "DOCUMENTS_AT_ONCE", 30)
+
+    def peak(documents: int) -> int:
+        folder = tmp_path / str(documents)
+        folder.mkdir()
+        corpus = write_text(folder / "corpus.jsonl", documents)
+        tracemalloc.start()
+        store = prepare(folder, corpus, model)
+        assert len(store) > documents
+        for numbers in np.random.default_rng(0).integers(len(store), size=(50, 32)):
+            assert store.lengths(numbers).max() <= 16
+            assert len([store[number] for number in numbers.tolist()]) == len(store.ids(numbers))
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    assert peak(4000) < 1.25 * peak(400)
 
 
 def test_the_fingerprint_follows_content_not_place(tmp_path: Path) -> None:

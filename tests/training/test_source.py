@@ -9,11 +9,13 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from llara.contract import Contract
 from llara.model import EmbeddingModel
 from llara.training.chunks import ChunkStore
 from llara.training.objective import AdaptModule, Plan, Prompts
 from llara.training.prepare import prepare_chunks
 from llara.training.source import ChunkSource, HeldOut, hold_out
+from llara.training.workspace import identity_of
 from tests import tiny
 from tests.training.helpers import adapt_config, write_text
 
@@ -215,3 +217,13 @@ def test_a_sample_is_drawn_from_what_is_left(model: EmbeddingModel, store: Chunk
     sample = rows_of(source, 0, source.batches_per_pass)
     assert len(set(sample)) == len(sample) == 20
     assert not set(sample) & set(chunks_in(hold_out(store, 5, seed=42)))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"cut": "token"}, {"deduplicate": False}, {"held_out": 0}, {"targets": "idf"}, {"language": "german"}],
+)
+def test_what_decides_the_batches_is_part_of_a_run(changes: dict[str, Any]) -> None:
+    paths = (Path("base"), Path("corpus"), Path("out"))
+    one, other = (identity_of(adapt_config(*paths, **each), "adapt", "base", Contract(), {}) for each in ({}, changes))
+    assert one != other

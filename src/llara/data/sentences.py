@@ -1,9 +1,10 @@
 """Where sentences end, in any language: Unicode's rules for sentence boundaries, told by the properties of characters.
 
-The rules are SB3 to SB11 of UAX #29, section 5, with two changes. A single line break is white space, as it is in text
-of a fixed width; only a blank line or U+2029 ends a paragraph. And a bracket or quotation mark that can open, right
-before a letter, does open: Chinese and Japanese have no space before it. The rules know no abbreviations, so "Dr. Who"
-has an end in it; in return they need to know no language.
+The rules are SB3 to SB11 of UAX #29, section 5, with three changes. A single line break is white space, as it is in
+text of a fixed width; only a blank line or U+2029 ends a paragraph. A bracket or quotation mark that can open, right
+before a letter, does open: Chinese and Japanese have no space before it. And a full stop after a single capital letter
+abbreviates ("J. Smith", "U.S. Army"): an end too few does less harm here than one too many. The rules know no other
+abbreviations, so "Dr. Who" has an end in it; in return they need to know no language.
 """
 
 from typing import NamedTuple
@@ -25,7 +26,7 @@ _SENTENCE = regex.compile(
     (?: (?<= \u2029 ) {_SPACES}                                                                  # SB4
       | (?<= [\r\n\p{{SB=SE}}] ) (?: (?<=\r)\n )?+ {_BLANKS} {_LINE} {_SPACES}                     # SB4: a blank line
       | (?: (?<= \p{{SB=ST}} ) {_MARKS}
-          | (?<= \p{{SB=AT}} ) {_MARKS}
+          | (?<= \p{{SB=AT}} ) (?<! (?<! [\p{{L}}\p{{M}}\p{{N}}] ) \p{{SB=UP}} . ) {_MARKS}             # J. Smith
             (?! \p{{SB=NU}} )                                                                    # SB6: 3.4
             (?! \p{{SB=UP}} (?<= [\p{{SB=UP}}\p{{SB=LO}}] {_MARKS[:-1]} \p{{SB=AT}} {_MARKS[:-1]} . ) )  # SB7: U.S.
             (?! {_CLOSING} {_SPACES}                                                             # SB8: etc., e.g. so
