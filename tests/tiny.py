@@ -22,7 +22,14 @@ TEXT = (
     "Read a file line by line, and close the file when the last line is read.",
     '", summarize the above passage within eight words: ", predict the following passage within eight words: ',
 )
-FAMILIES = ("llama", "qwen3", "mistral", "gpt2", "gpt_neox")  # the shapes that must work in one pass
+FAMILIES = ("llama", "qwen3", "mistral", "gpt2", "gpt_neox")  # the shapes that most others resemble
+# Every shape that the whole job is tried on: rotary, learned and ALiBi positions, tied and untied heads, heads with a
+# bias, scaled embeddings and logits, soft caps, sliding windows, transposed and fused matrices, experts.
+DECODERS = (
+    *FAMILIES,
+    *("qwen2", "opt", "phi", "phi3", "gemma2", "gemma3_text", "cohere", "granite", "bloom", "falcon", "gptj", "olmo2"),
+    "mixtral",
+)
 HIDDEN, LAYERS, HEADS, POSITIONS = 32, 2, 4, 512
 WINDOW = 12  # mistral's sliding window, shorter than most texts here
 
@@ -66,8 +73,14 @@ def config(family: str, vocab_size: int = 400, **changes: Any) -> Any:
     if family == "gpt2":
         values |= {"n_embd": HIDDEN, "n_layer": LAYERS, "n_head": HEADS, "n_positions": POSITIONS}
         values |= {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
+    elif family == "gptj":
+        values |= {"n_embd": HIDDEN, "n_layer": LAYERS, "n_head": HEADS, "n_positions": POSITIONS, "rotary_dim": 4}
+        values |= {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
     elif family == "bloom":
         values |= {"hidden_size": HIDDEN, "n_layer": LAYERS, "n_head": HEADS}
+    elif family == "falcon":
+        values |= {"hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
+        values |= {"max_position_embeddings": POSITIONS}
     elif family == "mpt":
         values |= {"d_model": HIDDEN, "n_layers": LAYERS, "n_heads": HEADS, "max_seq_len": POSITIONS}
     else:
@@ -77,6 +90,10 @@ def config(family: str, vocab_size: int = 400, **changes: Any) -> Any:
             values |= {"num_key_value_heads": 2, "head_dim": HIDDEN // HEADS}
     if family == "mistral":
         values |= {"sliding_window": WINDOW}
+    if family == "opt":
+        values |= {"ffn_dim": 2 * HIDDEN}
+    if family == "mixtral":
+        values |= {"num_local_experts": 2}
     return AutoConfig.for_model(family, **{**values, **changes})
 
 
@@ -95,6 +112,9 @@ def language_model(
             for weight in lm.parameters():
                 if weight.dim() > 1:
                     weight.normal_(0.0, 0.25)
+            bias = getattr(lm.get_output_embeddings(), "bias", None)  # zero at first, and then its absence hardly shows
+            if bias is not None:
+                bias.normal_(0.0, 0.25)
     return lm.float().eval()
 
 

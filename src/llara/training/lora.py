@@ -1,65 +1,113 @@
 """LoRA on any decoder, with the rows of new tokens trained, and a merge that cannot silently do nothing."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
 
 from llara.config import TrainConfig
 from llara.errors import ConfigError, ModelError
 from llara.model import EmbeddingModel
+from llara.progress import note
+from llara.training.rows import fix_rows, train_rows
 
 
 def add_lora(model: EmbeddingModel, config: TrainConfig) -> Any:
     """Injects LoRA layers into the model, in place, and returns the PEFT model that can merge them.
 
-    All other weights are frozen, but for the embeddings of tokens that were added at load: they start random.
+    All other weights are frozen, but for the rows of tokens that were added at load, in the embeddings and in the LM
+    head: they start random.
 
     Raises:
-        ConfigError: `lora_modules` names a layer that the model does not have.
+        ConfigError: `lora_modules` names a layer that the model does not have, or one that is tied to another.
+        ModelError: The rows of new tokens cannot be trained alone in this model.
     """
     modules = list(config.lora_modules)
-    targets = "all-linear" if modules == ["all-linear"] else modules
-    embedding = next(
-        name for name, module in model.lm.named_modules() if module is model.lm.get_input_embeddings()
-    ).rpartition(".")[2]
     settings = LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
-        target_modules=targets,
-        trainable_token_indices={embedding: model.new_tokens} if model.new_tokens else None,
+        target_modules="all-linear" if modules == ["all-linear"] else modules,
     )
+    tied = _is_tied(model.lm)
     try:
-        with warnings.catch_warnings():
-            # PEFT asks transformers for something by its former name.
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-            # GPT-2 keeps its matrices transposed; PEFT finds that out and does it right.
-            warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)
-            return get_peft_model(model.lm, settings)
+        with _quiet():
+            peft_model = get_peft_model(model.lm, settings)
     except ValueError as error:
+        if "lora_dropout" in str(error):
+            raise ConfigError(
+                "--lora-dropout: the experts of this model are no linear layers, and PEFT has no dropout for them; use "
+                "--lora-dropout 0, or name the linear layers with --lora-modules, such as q_proj v_proj"
+            ) from error
         raise ConfigError(f"--lora-modules: {str(error).splitlines()[0]}") from error
+    tables = (model.lm.get_input_embeddings(), model.lm.get_output_embeddings())
+    if tied and any(isinstance(table, LoraLayer) for table in tables):
+        raise ConfigError(
+            "--lora-modules: the LM head and the embeddings of this model share their weights, so that an update of "
+            "one would change the other when it is merged; leave them out"
+        )
+    if model.new_tokens:
+        train_rows(model.lm, model.new_tokens)
+    return peft_model
+
+
+def _is_tied(lm: Any) -> bool:
+    head = lm.get_output_embeddings()
+    return head is not None and head.weight is lm.get_input_embeddings().weight
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        # PEFT asks transformers for something by its former name.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        # GPT-2 keeps its matrices transposed; PEFT finds that out and does it right.
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)
+        # Experts that are one matrix each: PEFT names their layers as they were before, too.
+        warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys did not match", RuntimeWarning)
+        # An error here, see above.
+        warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`", UserWarning)
+        yield
 
 
 def merge_lora(model: EmbeddingModel, peft_model: Any) -> None:
-    """Adds the LoRA update to the weights and removes its layers, in place.
+    """Adds the LoRA update and the rows of new tokens to the weights and removes their layers, in place.
 
     Raises:
-        ModelError: Merging would change no weight, so the result would be the base model.
+        ModelError: The update is zero or lost in rounding, so the result would be the base model.
     """
     layers = [module for module in peft_model.modules() if isinstance(module, LoraLayer)]
     assert layers, "LoRA was injected"
-    if not any(_changes(layer) for layer in layers):
-        raise ModelError("merging LoRA changes no weight: its update is zero, or too small for the weights' dtype")
+    lost = _lost(layers)
+    dtype = str(model.lm.get_input_embeddings().weight.dtype).removeprefix("torch.")
+    if not lost <= 0.99:  # nor where it is no number
+        raise ModelError(
+            "merging LoRA changes no weight, so that the result would be the base model: "
+            f"its update is zero, no number, or lost in rounding to {dtype} (then --dtype float32 keeps it)"
+        )
+    if lost > 0.5:
+        note(f"{lost:.0%} of the LoRA update is lost in rounding to {dtype}; --dtype float32 keeps it")
     model.lm = peft_model.merge_and_unload()
+    fix_rows(model.lm)
 
 
 @torch.no_grad()
-def _changes(layer: Any) -> bool:
-    """Tells whether a layer's update, once added, leaves a trace in its weights. One layer's worth of memory."""
-    weight = layer.get_base_layer().weight
-    return any(
-        not torch.equal(weight + layer.get_delta_weight(adapter).to(weight.dtype), weight) for adapter in layer.lora_B
-    )
+def _lost(layers: list[Any]) -> float:
+    """Returns the share of the update, of its norm, that merging loses in rounding: 1 where it leaves no trace at all.
+
+    One layer's worth of memory.
+    """
+    lost = whole = 0.0
+    for layer in layers:
+        # Experts are a parameter of a module that has no `weight`.
+        weight = getattr(layer.get_base_layer(), layer.parameter_name if isinstance(layer, ParamWrapper) else "weight")
+        update = sum(layer.get_delta_weight(adapter).float() for adapter in layer.active_adapters)
+        merged = weight + update.to(weight.dtype)
+        lost += float((merged.float() - weight.float() - update).norm()) ** 2
+        whole += float(update.norm()) ** 2
+    return float((lost / whole) ** 0.5) if whole else 1.0
