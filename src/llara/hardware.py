@@ -119,7 +119,7 @@ class Fleet(NamedTuple):
     @property
     def memory(self) -> int:
         """Memory of one GPU in bytes, as its seller counts: 80 GB are 80e9."""
-        return self.memory_gb * 10**9
+        return round(self.memory_gb * 10**9)
 
 
 _FLEET = re.compile(r"(?:(?P<number>\d+)\s*[x*]\s*)?(?P<name>[a-z][\w ]*?)(?:-(?P<memory>\d+)\s*(?:gb?|gib)?)?", re.I)

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from llara.config import AdaptConfig
 from llara.encoding.documents import document_line
 from llara.errors import DataError
 from llara.hardware import parse_fleet
-from llara.loading import load_model
+from llara.loading import load_model, pick_device
 from llara.model import EmbeddingModel
 from llara.plan.calibrate import Cells, Speed, look_at, train_a_little
 from llara.plan.config import GPU_BUDGET, PlanAdaptConfig, command_line
@@ -37,8 +36,10 @@ from llara.records import Document
 from llara.training.adapt import assemble, choose_passes, objective_of, prepare
 from llara.training.arguments import steps_for
 from llara.training.chunks import ChunkStore
-from llara.training.lora import add_lora
+from llara.training.objective import Plan
+from llara.training.source import HELD_OUT_SHARE
 
+FIXED = ("frequency.bin", "chunks.json")  # of the prepared text, what does not grow with the corpus
 HASHED = 64 * 2**20  # bytes of the corpus that are read to see how fast its fingerprint is made
 
 
@@ -53,6 +54,7 @@ class _Amounts(NamedTuple):
     batches: int
     checkpoints: int
     measurements: int
+    measured: int
 
 
 class _Sizes(NamedTuple):
@@ -67,45 +69,30 @@ def estimate(config: PlanAdaptConfig, started: float) -> Estimate:
     """Returns the plan; `started` is how many seconds the start of the process took. See `jobs.plan_adapt`."""
     found = survey(config.corpus, config.sample, config.seed)
     texts = documents(found.sample)
-    outline = _outline(config)
+    outline, clock = _outline(config), Clock()
     reason = _why_not_run(config, outline)
-    clock = Clock()
-    forget_peak()
     with clock.part("start"):
-        model = outline if reason else load_model(config, for_training=True, new_template=True)
-        objective = objective_of(config, model)
-        template = model.bind()
-        model.check_length(
-            config.chunk_length + max(template.query.overhead, template.passage.overhead),
-            "--chunk-length with the template",
-        )
-        if not reason:
-            objective = choose_passes(objective, model, template, config)
-            assert model.fingerprint  # reads the weights once more, as the job does
+        model, objective = _open(config, outline if reason else None)
+    speed = memory = seconds = fleet = None
     with scratch(config.output) as folder:
         with clock.part("prepare"):
             chunks = _prepare(folder, config, model, texts)
         amounts = _amounts(config, found, chunks)
-        _, source = assemble(config, model, objective, chunks)
-        cells = look_at(source)
-        speed, memory = None, None
+        cells = look_at(assemble(config, model, objective, chunks)[1])
         if not reason:
             note(f"calibrating: about {config.calibrate:g} s of training on {len(texts):,} documents of the corpus")
-            if config.lora_rank:
-                add_lora(model, config)
-            operations = 6.0 * sum(weight.numel() for weight in model.lm.parameters())
-            speed = train_a_little(config, model, objective, chunks, folder, config.calibrate, operations)
+            speed = train_a_little(config, model, objective, chunks, folder)
             memory = peak_memory(model.device)
-        sizes = _sizes(config, model, folder, found, speed)
-        fleet = _fleet(config, chunks, amounts) if config.fleet else None
-    seconds = None
+        sizes = _sizes(model, folder, found, speed)
+        if config.fleet:
+            fleet = _fleet(config, chunks, amounts)
     if speed is not None:
         seconds = _seconds(config, found, clock, started, amounts, cells, speed, sizes)
     return Estimate(
         job="adapt",
         corpus=", ".join(map(str, config.corpus)),
-        amounts=_shown(found, amounts, cells, config),
-        hardware=device_name(model.device, next(model.lm.parameters()).dtype) if not reason else NOTHING,
+        amounts=_shown(config, found, amounts, cells),
+        hardware=NOTHING if reason else device_name(model.device, next(model.lm.parameters()).dtype),
         seconds=seconds,
         memory=memory,
         memory_here=device_memory(model.device),
@@ -113,9 +100,23 @@ def estimate(config: PlanAdaptConfig, started: float) -> Estimate:
         disk_after=sizes.model,
         disk_free=free_disk(config.output),
         fleet=fleet,
-        notes=_notes(config, found, speed, reason),
+        notes=_notes(found, speed, reason),
         next_command=command_line("adapt", AdaptConfig, config),
     )
+
+
+def _open(config: PlanAdaptConfig, outline: EmbeddingModel | None) -> tuple[EmbeddingModel, Plan]:
+    """Does what the job does before it reads the corpus, on the model itself or, where it is given, on its outline."""
+    if outline is None:
+        forget_peak(pick_device(config.device))
+    model = outline or load_model(config, for_training=True, new_template=True)
+    objective, template = objective_of(config, model), model.bind()
+    longest = config.chunk_length + max(template.query.overhead, template.passage.overhead)
+    model.check_length(longest, "--chunk-length with the template")
+    if outline is None:
+        objective = choose_passes(objective, model, template, config)
+        assert model.fingerprint  # reads the weights of a base model once more, as the job does
+    return model, objective
 
 
 def _outline(config: PlanAdaptConfig) -> EmbeddingModel:
@@ -127,11 +128,12 @@ def _why_not_run(config: PlanAdaptConfig, outline: EmbeddingModel) -> str:
     """Returns why no step can be tried here, or nothing."""
     if not config.calibrate:
         return "nothing was run (--calibrate 0), so neither time nor memory here is known"
+    device = pick_device(config.device)
     count = sum(weight.numel() for weight in outline.lm.parameters())
-    # float32, or frozen bfloat16 with little on top; trained weights have gradients and two moments beside them.
-    gpu = torch.cuda.is_available() and config.device != "cpu"
+    # Trained weights have gradients and two moments beside them; frozen ones are half as wide on a GPU.
+    gpu = device.type == "cuda"
     needed = count * ((2 if gpu else 4) if config.lora_rank else 16)
-    here = device_memory(torch.device("cuda" if gpu else "cpu"))
+    here = device_memory(device)
     if here is not None and needed > here:
         return f"nothing was run: it needs more than {size(needed)} of memory, and {size(here)} are here"
     return ""
@@ -150,7 +152,8 @@ def _prepare(folder: Path, config: PlanAdaptConfig, model: EmbeddingModel, texts
 
 def _amounts(config: PlanAdaptConfig, found: Survey, chunks: ChunkStore) -> _Amounts:
     count = round(len(chunks) * found.scale)
-    trained = min(max(count - getattr(config, "held_out", 0), 1), config.max_chunks or count)
+    out = min(config.held_out, count // HELD_OUT_SHARE)
+    trained = min(max(count - out, 1), config.max_chunks or count)
     batches_per_pass = math.ceil(trained / config.batch_size)
     steps = steps_for(config, max(math.ceil(config.epochs * batches_per_pass), 1))
     return _Amounts(
@@ -162,15 +165,18 @@ def _amounts(config: PlanAdaptConfig, found: Survey, chunks: ChunkStore) -> _Amo
         batches=steps * config.accumulation,
         checkpoints=math.ceil(steps / config.save_every),
         measurements=math.ceil(steps / config.measure_every),
+        measured=out,
     )
 
 
-def _sizes(config: PlanAdaptConfig, model: EmbeddingModel, folder: Path, found: Survey, speed: Speed | None) -> _Sizes:
+def _sizes(model: EmbeddingModel, folder: Path, found: Survey, speed: Speed | None) -> _Sizes:
     weights = [(weight.numel(), weight.element_size(), weight.requires_grad) for weight in model.lm.parameters()]
     model.tokenizer.save_pretrained(folder / "tokenizer")
+    prepared = folder / "chunks"
+    fixed = sum((prepared / name).stat().st_size for name in FIXED)
     trained = sum(count * width for count, width, needed in weights if needed)
     return _Sizes(
-        text=round(folder_bytes(folder / "chunks") * found.scale),
+        text=round((folder_bytes(prepared) - fixed) * found.scale) + fixed,
         checkpoint=speed.checkpoint_bytes if speed else 3 * trained,
         model=sum(count * width for count, width, _ in weights) + folder_bytes(folder / "tokenizer"),
     )
@@ -202,7 +208,7 @@ def _seconds(
         "start": started + clock.seconds["start"] + _hashing(config.corpus),
         "prepare": found.read_seconds + clock.seconds["prepare"] * found.scale,
         "train": speed.first + step * amounts.steps,
-        "measure": speed.measure_seconds * amounts.measurements,
+        "measure": speed.per_measured * amounts.measured * amounts.measurements,
         "checkpoints": speed.checkpoint_seconds * amounts.checkpoints,
         "publish": writing * sizes.model,
     }
@@ -239,7 +245,7 @@ def _fleet(config: PlanAdaptConfig, chunks: ChunkStore, amounts: _Amounts) -> Fl
     return estimate_training(config, outline, fleet, load)
 
 
-def _shown(found: Survey, amounts: _Amounts, cells: Cells, config: PlanAdaptConfig) -> dict[str, float]:
+def _shown(config: PlanAdaptConfig, found: Survey, amounts: _Amounts, cells: Cells) -> dict[str, float]:
     return {
         "documents": found.rows,
         "bytes of text": found.bytes,
@@ -253,7 +259,7 @@ def _shown(found: Survey, amounts: _Amounts, cells: Cells, config: PlanAdaptConf
     }
 
 
-def _notes(config: PlanAdaptConfig, found: Survey, speed: Speed | None, reason: str) -> tuple[str, ...]:
+def _notes(found: Survey, speed: Speed | None, reason: str) -> tuple[str, ...]:
     how = "counted" if found.counted else "estimated"
     notes = [
         f"documents were {how}; tokens and chunks are those of {len(found.sample):,} of them, in proportion to bytes",
@@ -261,7 +267,8 @@ def _notes(config: PlanAdaptConfig, found: Survey, speed: Speed | None, reason: 
     ]
     if speed is None:
         return (*notes, reason)
-    notes.append(f"time: {speed.steps:,} real steps on the sample, scaled by padded tokens; one real checkpoint")
+    steps = "one real step" if speed.steps == 1 else f"{speed.steps:,} real steps"
+    notes.append(f"time: {steps} on the sample, scaled by padded tokens; one real checkpoint")
     if speed.reduced:
         notes.append("a whole step would have taken longer than --calibrate, so smaller batches were tried")
     notes.append("memory: the most that those steps held; a larger corpus takes little more")

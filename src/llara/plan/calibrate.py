@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
-from llara.config import AdaptConfig
 from llara.model import EmbeddingModel
+from llara.plan.config import PlanAdaptConfig
 from llara.plan.measure import Clock, folder_bytes
 from llara.progress import hushed
 from llara.training.adapt import assemble, recall
 from llara.training.chunks import ChunkStore
-from llara.training.objective import Plan
+from llara.training.lora import add_lora
+from llara.training.objective import AdaptModule, Plan
 from llara.training.source import ChunkSource
 from llara.training.trainer import JobTrainer
 
@@ -35,7 +36,7 @@ class Cells(NamedTuple):
 
 
 class Speed(NamedTuple):
-    """What training takes: seconds per padded token and per optimizer step, of a checkpoint, of a measurement.
+    """What training takes: seconds per padded token and per optimizer step, of a checkpoint, per held-out chunk.
 
     `first` is what the first step takes beyond the others. `steps` were run, `reduced` with a smaller batch than asked.
     """
@@ -45,7 +46,7 @@ class Speed(NamedTuple):
     first: float
     checkpoint_seconds: float
     checkpoint_bytes: int
-    measure_seconds: float
+    per_measured: float
     steps: int
     reduced: bool
 
@@ -89,66 +90,76 @@ class _StepTimes(TrainerCallback):
 
 
 def train_a_little(
-    config: AdaptConfig,
-    model: EmbeddingModel,
-    objective: Plan,
-    chunks: ChunkStore,
-    folder: Path,
-    seconds: float,
-    operations_per_cell: float,
+    config: PlanAdaptConfig, model: EmbeddingModel, objective: Plan, chunks: ChunkStore, folder: Path
 ) -> Speed:
-    """Trains for about `seconds`, one step at least, writes one checkpoint, and measures once.
+    """Trains for about `config.calibrate` seconds, one step at least, writes one checkpoint, and measures once.
 
     The model is changed, and of no use afterwards. A batch that would take far longer than that is made smaller.
 
     Args:
         config: The job's configuration.
-        model: Opened for training, LoRA injected.
+        model: Opened for training.
         objective: How the objective runs on it.
         chunks: A sample of the corpus.
         folder: Scratch.
-        seconds: How long.
-        operations_per_cell: About how many a padded token takes.
     """
     config = replace(config, steps=MOST_STEPS, save_every=MOST_STEPS, measure_every=MOST_STEPS, report_to=())
-    _, source = assemble(config, model, objective, chunks)
-    whole = look_at(source).cells * config.accumulation
-    affordable = seconds * LIKELY_SPEED.get(model.device.type, 1e12) / operations_per_cell / 3
-    reduced = affordable < whole
-    if reduced:
-        rows = max(int(config.batch_size * config.accumulation * affordable / whole), 1)
-        config = replace(config, batch_size=rows, accumulation=1)
+    if config.lora_rank:
+        add_lora(model, config)
+    smaller = _affordable(config, model, look_at(assemble(config, model, objective, chunks)[1]))
+    reduced, config = smaller != config, smaller
     module, source = assemble(config, model, objective, chunks)
     with hushed():
         trainer = JobTrainer(module, source, config, folder, MOST_STEPS, "calibrate")
-        times = _StepTimes(seconds)
+        times = _StepTimes(config.calibrate)
         trainer.add_callback(times)
         trainer.run()
         clock = Clock()
         with clock.part("checkpoint"):
             trainer._save_checkpoint(trainer.model, None)  # type: ignore[arg-type]
         with clock.part("measure"):
-            _measure(module, source)
+            measured = _measure(module, source)
     written = sum(folder_bytes(path) for path in folder.glob("checkpoint-*"))
-    # Of several steps the first is left out, and so counted once.
-    done, updates = (times.steps[1:], times.updates[1:]) if len(times.steps) > 1 else (times.steps, times.updates)
-    numbers = range(len(times.steps) * config.accumulation)[-len(done) * config.accumulation :]
-    cells = sum(each["cells"] for number in numbers for each in source.passes(number))
+    cells = [
+        sum(each["cells"] for number in range(config.accumulation) for each in source.passes(first + number))
+        for first in range(0, len(times.steps) * config.accumulation, config.accumulation)
+    ]
+    per_cell, per_step = _line(times, cells)
     return Speed(
-        per_cell=(sum(done) - sum(updates)) / cells,
-        per_step=sum(updates) / len(updates),
-        first=max(times.steps[0] - sum(done) / len(done), 0.0),
+        per_cell=per_cell,
+        per_step=per_step,
+        first=max(times.steps[0] - per_step - per_cell * cells[0], 0.0),
         checkpoint_seconds=clock.seconds["checkpoint"],
         checkpoint_bytes=written,
-        measure_seconds=clock.seconds["measure"],
+        per_measured=clock.seconds["measure"] / max(measured, 1),
         steps=len(times.steps),
         reduced=reduced,
     )
 
 
-def _measure(module: Any, source: ChunkSource) -> None:
+def _line(times: _StepTimes, cells: list[int]) -> tuple[float, float]:
+    """Returns seconds per padded token and per step. Of several steps the first is left out: it sets things up."""
+    some = slice(1 if len(cells) > 1 else 0, None)
+    updates = sum(times.updates[some])
+    return (sum(times.steps[some]) - updates) / sum(cells[some]), updates / len(cells[some])
+
+
+def _affordable(config: PlanAdaptConfig, model: EmbeddingModel, cells: Cells) -> PlanAdaptConfig:
+    """Returns the configuration, with smaller batches where three steps would take far longer than there is time."""
+    operations = 6.0 * sum(weight.numel() for weight in model.lm.parameters())
+    affordable = config.calibrate * LIKELY_SPEED.get(model.device.type, 1e12) / operations / 3
+    rows = int(affordable / cells.cells * cells.rows)
+    if rows >= config.batch_size * config.accumulation:
+        return config
+    return replace(config, batch_size=max(min(rows, config.batch_size), 1), accumulation=1)
+
+
+def _measure(module: AdaptModule, source: ChunkSource) -> int:
+    """Measures once on the held-out chunks of the sample; returns how many there are."""
     measure = recall(module, source)
-    if measure is not None:
-        module.eval()
-        with torch.no_grad():
-            measure()
+    if measure is None:
+        return 0
+    module.eval()
+    with torch.no_grad():
+        measure()
+    return sum(len(batch["text_lengths"]) for batch in source.held_out())

@@ -25,6 +25,7 @@ from llara.records import Document
 COUNT_BYTES = 256 * 2**20  # unpacked; a corpus up to this size is read whole, which takes seconds
 HEAD_BYTES = 32 * 2**20  # of what can only be read from its beginning
 ROWS_PER_PLACE = 4
+PILOTS = 64  # places where one row is read first, to see how long rows are
 SEED = 42  # of the sample, where the job has no seed of its own
 UNPACKED = {"gzip": 4, "parquet": 3}  # times larger than packed: a first guess, only to choose how to read
 
@@ -196,21 +197,28 @@ def row_bytes(row: Row) -> int:
 
 
 def _places(path: Path, kind: str, count: int, seed: int) -> Survey:
-    """Reads a few rows at each of many places of a plain file: one place, drawn from the seed, in each equal part."""
+    """Reads the rows that begin in short windows of a plain file: one window, drawn from the seed, in each equal part.
+
+    So each row has the same chance to be in the sample, however long it is and whatever stands around it.
+    """
     size, draw = path.stat().st_size, random.Random(seed)
     places = max(count // ROWS_PER_PLACE, 1)
-    sample: dict[int | None, Sampled] = {}  # by where they begin: places may lie close together
     with open_bytes(path) as stream:
-        for number in range(places):
-            start = int((number + draw.random()) * size / places)
-            stream.seek(start)
-            sample |= {each.near: each for each in islice(_rows_from(stream, path, kind, start), ROWS_PER_PLACE)}
+        starts = [int((number + draw.random()) * size / places) for number in range(places)]
+        some = [next(_rows_from(stream, path, kind, start), None) for start in starts[:: max(places // PILOTS, 1)]]
+        lengths = [each.bytes for each in some if each is not None]
+        window = ROWS_PER_PLACE * sum(lengths) / max(len(lengths), 1)
+        sample: dict[int, Sampled] = {}  # by where they begin: windows may overlap
+        for start in starts:
+            for each in _rows_from(stream, path, kind, start):
+                if each.near is None or each.near >= start + window:
+                    break
+                sample[each.near] = each
     if not sample:
         raise DataError(path, None, f"has no row at any of {places:,} places where it was read")
-    read = sum(each.bytes for each in sample.values())
+    rows_in_all = round(size * len(sample) / sum(each.bytes for each in sample.values()))
     remark = f"{path.name}: rows estimated from {len(sample):,} of them, read at {places:,} places all over the file"
-    rows = round(size * len(sample) / read)
-    return Survey(rows, size, False, tuple(sample.values()), _seconds_per_byte(path) * size, (remark,))
+    return Survey(rows_in_all, size, False, tuple(sample.values()), _seconds_per_byte(path) * size, (remark,))
 
 
 def _seconds_per_byte(path: Path) -> float:
@@ -224,7 +232,8 @@ def _seconds_per_byte(path: Path) -> float:
 
 
 def _rows_from(stream: Any, path: Path, kind: str, start: int) -> Iterator[Sampled]:
-    """Yields the rows behind a place in a file, from the first that begins there; up to its end."""
+    """Yields the rows from a place in a file on, beginning with the first that begins there; up to its end."""
+    stream.seek(max(start - 1, 0))
     if start:
         _skip(stream, kind)
     while True:

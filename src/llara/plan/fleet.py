@@ -23,6 +23,7 @@ from llara.plan.report import FleetEstimate, size
 from llara.training.lora import add_lora
 
 RUNTIME = 1_500_000_000  # the CUDA context, the libraries' workspace, and what the allocator cannot use
+QUANTIZED = 0.52  # bytes of a weight in 4 bits, its share of the scales included (QLoRA, section 3)
 LORA_RANK = 32  # what is proposed where all weights do not fit
 
 
@@ -67,9 +68,10 @@ def run_on_meta(model: EmbeddingModel, width: int, slots: int, dtype: torch.dtyp
             kept[tensor.untyped_storage()._cdata] = tensor
         return tensor
 
+    inputs = _inputs(model, width)
     with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(train):
         with saved_tensors_hooks(keep, lambda tensor: tensor):
-            loss = _forward(model, width, slots)
+            loss = _forward(model, inputs, slots)
         if train:
             loss.backward()  # type: ignore[no-untyped-call]
     lm.zero_grad(set_to_none=True)
@@ -77,11 +79,21 @@ def run_on_meta(model: EmbeddingModel, width: int, slots: int, dtype: torch.dtyp
     return Pass(width, float(counter.get_total_flops()), bytes_kept)
 
 
-def _forward(model: EmbeddingModel, width: int, slots: int) -> Tensor:
-    ids = torch.zeros(1, width, dtype=torch.long, device="meta")
-    mask = torch.ones(1, 1, width, width, dtype=torch.bool, device="meta")
-    positions = torch.zeros(1, width, dtype=torch.long, device="meta")
-    states = model.trunk(input_ids=ids, attention_mask=mask, position_ids=positions)
+def _inputs(model: EmbeddingModel, width: int) -> dict[str, Tensor]:
+    """Returns one row under a prepared mask, or, for a model that takes none (see `parity`), under a plain one."""
+    ids = torch.zeros(1, width, dtype=torch.long, device=model.device)
+    mask = torch.ones(1, 1, width, width, dtype=torch.bool, device=model.device)
+    prepared = {"input_ids": ids, "attention_mask": mask, "position_ids": torch.zeros_like(ids)}
+    try:
+        with torch.no_grad():
+            model.trunk(**prepared)
+    except (RuntimeError, ValueError, TypeError, IndexError):
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return prepared
+
+
+def _forward(model: EmbeddingModel, inputs: dict[str, Tensor], slots: int) -> Tensor:
+    states = model.trunk(**inputs)
     if not slots:
         return states.float().sum()
     return model.head(states[:, -slots:]).float().logsumexp(dim=-1).sum()
@@ -90,15 +102,15 @@ def _forward(model: EmbeddingModel, width: int, slots: int) -> Tensor:
 def estimate_training(config: TrainConfig, model: EmbeddingModel, fleet: Fleet, load: Load) -> FleetEstimate:
     """Returns what training takes on each of the GPUs; `model` was opened without weights, and is changed."""
     half = fleet.gpu.bf16 and config.dtype in ("auto", "bfloat16")
-    checkpointing = bool(getattr(config, "gradient_checkpointing", False))
+    tricks = _Tricks(bool(getattr(config, "gradient_checkpointing", False)), config.quantize == "4bit")
     graph = _count(config, model, load, half, config.lora_rank)
-    memory = _training_memory(config, fleet, load, graph, half, checkpointing)
+    memory = _training_memory(config, fleet, load, graph, half, tricks)
     advice = [] if fleet.gpu.bf16 else [f"{fleet.name} has no bfloat16: weights and arithmetic are float32"]
     if sum(memory.values()) > fleet.memory:
         advice += _advice(config, model, fleet, load, graph, memory, half)
     if fleet.number > 1:
         advice.append(f"start it with: torchrun --nproc-per-node {fleet.number} -m llara adapt ...")
-    operations = graph.operations * (4 / 3 if checkpointing else 1)  # then the forward pass runs again
+    operations = graph.operations * (4 / 3 if tricks.checkpointing else 1)  # then the forward pass runs again
     return _estimate(config, fleet, load.cells * operations, memory, half, advice)
 
 
@@ -119,7 +131,25 @@ def estimate_encoding(config: ModelConfig, model: EmbeddingModel, fleet: Fleet, 
     advice = [] if fleet.gpu.bf16 or not half else [f"{fleet.name} has no bfloat16: add --dtype float16"]
     if sum(memory.values()) > fleet.memory:
         advice.append("lower --token-budget, or take GPUs with more memory: encoding holds the whole model on each")
+    if fleet.number > 1:
+        advice.append(f"one run uses one GPU: this is the time of {fleet.number} runs, each over a part of the corpus")
     return _estimate(config, fleet, load.cells * operations, memory, half, advice)
+
+
+class _Tricks(NamedTuple):
+    """What saves memory at the cost of time."""
+
+    checkpointing: bool
+    quantize: bool
+
+    @property
+    def flags(self) -> list[str]:
+        """The flags that switch it on."""
+        names = (("--gradient-checkpointing", self.checkpointing), ("--quantize 4bit", self.quantize))
+        return [flag for flag, on in names if on]
+
+
+TRICKS = (_Tricks(False, False), _Tricks(True, False), _Tricks(False, True), _Tricks(True, True))
 
 
 class _Graph(NamedTuple):
@@ -132,6 +162,8 @@ class _Graph(NamedTuple):
     layers: int
     between: int
     """Bytes of the states between two layers, per padded token."""
+    embedded: int
+    """Frozen weights of embeddings and LM head, which 4 bits leave as they are."""
 
 
 def _count(config: TrainConfig, model: EmbeddingModel, load: Load, half: bool, rank: int) -> _Graph:
@@ -150,17 +182,21 @@ def _count(config: TrainConfig, model: EmbeddingModel, load: Load, half: bool, r
         frozen=sum(count for count, trained in sizes if not trained),
         layers=max(_layers(model), 1),
         between=model.dim * (2 if half and not mixed else 4),
+        embedded=sum(weight.numel() for weight in _embeddings(model) if not weight.requires_grad),
     )
 
 
 def _training_memory(
-    config: TrainConfig, fleet: Fleet, load: Load, graph: _Graph, half: bool, checkpointing: bool
+    config: TrainConfig, fleet: Fleet, load: Load, graph: _Graph, half: bool, tricks: "_Tricks"
 ) -> dict[str, int]:
     """Returns what training holds on one GPU; LoRA and the weights of mixed precision are trained in float32."""
     width = 2 if config.dtype == "bfloat16" and not graph.frozen else 4
-    kept = graph.kept / graph.layers + graph.layers * graph.between if checkpointing else graph.kept
+    frozen = graph.frozen * (2 if half else 4)
+    if tricks.quantize:
+        frozen = round((graph.frozen - graph.embedded) * QUANTIZED + graph.embedded * (2 if half else 4))
+    kept = graph.kept / graph.layers + graph.layers * graph.between if tricks.checkpointing else graph.kept
     memory = {
-        "weights": graph.trained * width + graph.frozen * (2 if half else 4),
+        "weights": graph.trained * width + frozen,
         "gradients": graph.trained * width,
         "optimizer": 2 * graph.trained * width,
         "activations": round(kept * load.cells_per_pass),
@@ -189,16 +225,15 @@ def _advice(
         found.append(f"--token-budget {2 ** int(math.log2(room))} fits: shorter forward passes, the same result")
     for rank in [config.lora_rank] if config.lora_rank else [0, LORA_RANK]:
         counted = graph if rank == config.lora_rank else _count(config, model, load, half, rank)
-        flags = [] if rank == config.lora_rank else [f"--lora-rank {rank}"]
-        for checkpointing in (False, True):
-            needed = sum(_training_memory(config, fleet, load, counted, half, checkpointing).values())
+        for tricks in TRICKS if rank else TRICKS[:2]:
+            needed = sum(_training_memory(config, fleet, load, counted, half, tricks).values())
             if needed <= fleet.memory:
-                line = " ".join([*flags, *(["--gradient-checkpointing"] if checkpointing else [])])
-                found.append(f"{line} fits: about {size(needed)} per GPU")
+                flags = [*([f"--lora-rank {rank}"] if rank != config.lora_rank else []), *tricks.flags]
+                found.append(f"{' '.join(flags)} fits: about {size(needed)} per GPU")
     states = sum(memory[name] for name in ("weights", "gradients", "optimizer"))
     sharded = sum(memory.values()) - memory.get("exchange", 0) - states + states // fleet.number
     if fleet.number > 1 and sharded <= fleet.memory:
-        found.append(f"weights and optimizer sharded over the {fleet.number} (FSDP): about {size(sharded)} per GPU")
+        found.append(f"sharded by FSDP over the {fleet.number} (accelerate launch): about {size(sharded)} per GPU")
     return found or ["take GPUs with more memory, or a smaller model: none of the settings here is enough"]
 
 
@@ -206,7 +241,7 @@ def _with_lora(model: EmbeddingModel, config: TrainConfig, rank: int) -> Embeddi
     """Returns a copy of the outline with LoRA in it, whose own weights are float32."""
     outline = copy.copy(model)
     outline.lm, outline.new_tokens = copy.deepcopy(model.lm), []  # rows of new tokens are few
-    add_lora(outline, replace(config, lora_rank=rank))
+    add_lora(outline, replace(config, lora_rank=rank, quantize="none"))  # shapes are those of whole weights
     return outline
 
 
@@ -228,6 +263,13 @@ def _estimate(
 
 def _half(fleet: Fleet) -> torch.dtype:
     return torch.bfloat16 if fleet.gpu.bf16 else torch.float16
+
+
+def _embeddings(model: EmbeddingModel) -> list[Tensor]:
+    """Returns the weights of embeddings and LM head, tied ones once."""
+    modules = (model.lm.get_input_embeddings(), model.lm.get_output_embeddings())
+    found = {id(weight): weight for module in modules if module is not None for weight in module.parameters()}
+    return list(found.values())
 
 
 def _layers(model: EmbeddingModel) -> int:

@@ -1,0 +1,52 @@
+"""GPUs by name."""
+
+import pytest
+
+from llara.errors import ConfigError
+from llara.hardware import GPUS, cores, memory_bytes, parse_fleet
+
+
+@pytest.mark.parametrize(
+    ("text", "number", "name", "memory"),
+    [
+        ("8xH100-80GB", 8, "H100", 80),
+        ("8 x h100", 8, "H100", 80),
+        ("L4", 1, "L4", 24),
+        ("2*A100-40", 2, "A100", 40),
+        ("4xrtx 4090", 4, "RTX4090", 24),
+        ("16xV100-16gb", 16, "V100", 16),
+    ],
+)
+def test_a_fleet_is_a_number_of_gpus_of_one_kind(text: str, number: int, name: str, memory: int) -> None:
+    fleet = parse_fleet(text)
+    assert (fleet.number, fleet.name, fleet.memory_gb) == (number, name, memory)
+    assert fleet.memory == memory * 10**9
+    assert parse_fleet(str(fleet)) == fleet
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("8xH1000", "--fleet: unknown GPU 'H1000' (did you mean 'H100'?); known are T4, "),
+        ("A100-64GB", "--fleet: A100 comes with 40 GB or 80 GB, not with 64 GB"),
+        ("0xL4", "--fleet: '0xL4' is not of the form NUMBERxNAME or NUMBERxNAME-MEMORY, as 8xH100-80GB"),
+        ("eight", "--fleet: unknown GPU 'eight'"),
+        ("", "--fleet: '' is not of the form"),
+        ("8xH100-80TB", "--fleet: '8xH100-80TB' is not of the form"),
+    ],
+)
+def test_a_fleet_that_there_is_not_is_named(text: str, fault: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_fleet(text)
+    assert len(caught.value.problems) == 1
+    assert str(caught.value).startswith(fault)
+
+
+def test_training_needs_bfloat16_where_the_table_says_it_is() -> None:
+    assert {name for name, gpu in GPUS.items() if not gpu.bf16} == {"T4", "V100"}
+    assert all(gpu.single < gpu.half for gpu in GPUS.values())
+
+
+def test_this_machine_has_cores_and_memory() -> None:
+    assert cores() >= 1
+    assert (memory_bytes() or 0) > 2**20
