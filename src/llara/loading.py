@@ -290,11 +290,12 @@ def read_weights(auto: Any, folder: Path, config: ModelConfig, what: str, **sett
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # a bar for reading weights says little, and ours tell the rest
-
     if not list(folder.glob("*.safetensors")):
         other = ", ".join(sorted(path.name for path in folder.glob("*.bin"))) or "none"
         raise ModelError(f"{folder}: holds no .safetensors weights (others: {other}); pickled weights are not read")
     device = pick_device(config.device)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # whoever calls this judges what is missing
     try:  # without attn_implementation: SDPA where the model has it, else eager, which `parity` then finds
         lm, info = auto.from_pretrained(
             folder,
@@ -307,6 +308,8 @@ def read_weights(auto: Any, folder: Path, config: ModelConfig, what: str, **sett
         )
     except Exception as error:  # a damaged config.json can fail anywhere in transformers
         raise ModelError(f"{folder}: cannot be loaded as {what}: {first_line(error)}") from error
+    finally:
+        logging.set_verbosity(verbosity)
     if info["mismatched_keys"]:
         raise _incomplete(folder, info["mismatched_keys"])
     placed = lm if "device_map" in settings else lm.to(device)  # weights of 4 bits stay where they were made

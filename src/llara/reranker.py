@@ -158,7 +158,8 @@ class Reranker:
         """Returns the scores of one padded batch, float32 [B]; ids int64 [B, W], ends int64 [B] count real tokens."""
         states = self.lm.base_model(input_ids=ids, attention_mask=None, use_cache=False).last_hidden_state
         last = states[torch.arange(len(ends), device=states.device), ends - 1]
-        scores: Tensor = getattr(self.lm, HEAD)(last)[:, 0].float()
+        head = getattr(self.lm, HEAD)  # in float32 while it is trained
+        scores: Tensor = head(last.to(head.weight.dtype))[:, 0].float()
         return scores
 
     def save(self, folder: Path, extra_files: dict[str, str] | None = None) -> None:

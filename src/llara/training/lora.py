@@ -14,14 +14,15 @@ from llara.config import TrainConfig
 from llara.errors import ConfigError, ModelError
 from llara.model import EmbeddingModel
 from llara.progress import note
+from llara.reranker import HEAD, Reranker
 from llara.training.rows import fix_rows, train_rows
 
 
-def add_lora(model: EmbeddingModel, config: TrainConfig) -> Any:
+def add_lora(model: EmbeddingModel | Reranker, config: TrainConfig) -> Any:
     """Injects LoRA layers into the model, in place, and returns the PEFT model that can merge them.
 
-    All other weights are frozen, but for the rows of tokens that were added at load, in the embeddings and in the LM
-    head: they start random.
+    All other weights are frozen, but for what starts random: the rows of tokens that were added at load, in the
+    embeddings and in the LM head, and a reranker's score head, which is trained whole.
 
     Raises:
         ConfigError: `lora_modules` names a layer that the model does not have, or one that is tied to another.
@@ -33,6 +34,7 @@ def add_lora(model: EmbeddingModel, config: TrainConfig) -> Any:
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
         target_modules="all-linear" if modules == ["all-linear"] else modules,
+        exclude_modules=[HEAD] if isinstance(model, Reranker) else None,
     )
     tied = _is_tied(model.lm)
     try:
@@ -53,6 +55,9 @@ def add_lora(model: EmbeddingModel, config: TrainConfig) -> Any:
         )
     if model.new_tokens:
         train_rows(model.lm, model.new_tokens)
+    if isinstance(model, Reranker):
+        # In float32, as PEFT keeps its own weights: small updates vanish in bfloat16.
+        getattr(model.lm, HEAD).float().requires_grad_(True)
     return peft_model
 
 
@@ -75,7 +80,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def merge_lora(model: EmbeddingModel, peft_model: Any) -> None:
+def merge_lora(model: EmbeddingModel | Reranker, peft_model: Any) -> None:
     """Adds the LoRA update and the rows of new tokens to the weights and removes their layers, in place.
 
     Raises:
