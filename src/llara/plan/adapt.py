@@ -40,6 +40,8 @@ from llara.training.objective import Plan
 from llara.training.source import HELD_OUT_SHARE
 
 FIXED = ("frequency.bin", "chunks.json")  # of the prepared text, what does not grow with the corpus
+LOG_LINE = 400  # bytes of a line in the log
+PROBE_NUMBERS = 80  # bytes per dimension of the vectors that are kept beside the weights: six, in digits
 HASHED = 64 * 2**20  # bytes of the corpus that are read to see how fast its fingerprint is made
 
 
@@ -83,7 +85,7 @@ def estimate(config: PlanAdaptConfig, started: float) -> Estimate:
             note(f"calibrating: about {config.calibrate:g} s of training on {len(texts):,} documents of the corpus")
             speed = train_a_little(config, model, objective, chunks, folder)
             memory = peak_memory(model.device)
-        sizes = _sizes(model, folder, found, speed)
+        sizes = _sizes(config, model, folder, found, amounts, speed)
         if config.fleet:
             fleet = _fleet(config, chunks, amounts)
     if speed is not None:
@@ -169,16 +171,19 @@ def _amounts(config: PlanAdaptConfig, found: Survey, chunks: ChunkStore) -> _Amo
     )
 
 
-def _sizes(model: EmbeddingModel, folder: Path, found: Survey, speed: Speed | None) -> _Sizes:
+def _sizes(
+    config: PlanAdaptConfig, model: EmbeddingModel, folder: Path, found: Survey, amounts: _Amounts, speed: Speed | None
+) -> _Sizes:
     weights = [(weight.numel(), weight.element_size(), weight.requires_grad) for weight in model.lm.parameters()]
     model.tokenizer.save_pretrained(folder / "tokenizer")
+    beside = LOG_LINE * math.ceil(amounts.steps / config.log_every) + PROBE_NUMBERS * model.dim
     prepared = folder / "chunks"
     fixed = sum((prepared / name).stat().st_size for name in FIXED)
     trained = sum(count * width for count, width, needed in weights if needed)
     return _Sizes(
         text=round((folder_bytes(prepared) - fixed) * found.scale) + fixed,
         checkpoint=speed.checkpoint_bytes if speed else 3 * trained,
-        model=sum(count * width for count, width, _ in weights) + folder_bytes(folder / "tokenizer"),
+        model=sum(count * width for count, width, _ in weights) + folder_bytes(folder / "tokenizer") + beside,
     )
 
 
