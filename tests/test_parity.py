@@ -2,6 +2,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 from llara.contract import Contract
@@ -118,6 +119,23 @@ def test_head_gives_the_logits_of_the_model(family: str, changes: dict[str, Any]
             bare = model.lm.get_output_embeddings()(model.trunk(input_ids=ids, attention_mask=None))
             assert float((bare - expected).abs().max()) > 0.1
     check_head(model)  # does not refuse
+
+
+@pytest.mark.parametrize(("family", "bare"), [("llama", True), ("gpt2", True), ("phi", False), ("granite", False)])
+def test_a_head_that_is_a_matrix_alone_is_known(family: str, bare: bool) -> None:
+    model = tiny.model(family, **({"logits_scaling": 6.0} if family == "granite" else {}))
+    states = torch.randn(3, tiny.HIDDEN, generator=torch.Generator().manual_seed(0))
+    matrix = model.head_matrix
+    assert (matrix is not None) == bare
+    if matrix is not None:
+        torch.testing.assert_close(states @ matrix.T, model.head(states))
+
+
+def test_a_head_with_lora_is_no_matrix_alone() -> None:
+    model = tiny.model("llama")
+    assert model.head_matrix is model.lm.lm_head.weight
+    get_peft_model(model.lm, LoraConfig(target_modules=["lm_head"]))
+    assert model.head_matrix is None
 
 
 def test_unknown_scaling_of_the_logits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,14 +100,29 @@ class EmbeddingModel:
 
     def head(self, states: Tensor) -> Tensor:
         """Returns the LM head's logits [..., V] with the model's own scaling and soft-cap (Cohere, Granite, Gemma)."""
-        config = self.lm.config.get_text_config()
         logits: Tensor = self.lm.get_output_embeddings()(states)
-        if getattr(config, "logit_scale", None) is not None:
-            logits = logits * config.logit_scale
-        if getattr(config, "logits_scaling", None) is not None:
-            logits = logits / config.logits_scaling
-        cap = getattr(config, "final_logit_softcapping", None)
+        factor, divisor, cap = self._head_settings()
+        if factor is not None:
+            logits = logits * factor
+        if divisor is not None:
+            logits = logits / divisor
         return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    @property
+    def head_matrix(self) -> Tensor | None:
+        """The LM head's weight [V, D], where the head is a product with it and nothing else; else None."""
+        head = self.lm.get_output_embeddings()
+        bare = (
+            type(head) is torch.nn.Linear and head.bias is None and not torch.nn.utils.parametrize.is_parametrized(head)
+        )
+        return head.weight if bare and not any(each is not None for each in self._head_settings()) else None
+
+    def _head_settings(self) -> tuple[float | None, float | None, float | None]:
+        """Returns the logits' factor, divisor and soft-cap in the configuration, None where it says nothing."""
+        config = self.lm.config.get_text_config()
+        names = ("logit_scale", "logits_scaling", "final_logit_softcapping")
+        factor, divisor, cap = (getattr(config, name, None) for name in names)
+        return factor, divisor, cap
 
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Returns token ids int64 [B, W], padded on the right, and lengths int64 [B], on the model's device."""

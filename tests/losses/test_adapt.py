@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from llara.losses.adapt import language_model_loss, set_recall, slot_logits, token_set_loss
+from llara.losses.adapt import (
+    language_model_loss,
+    set_recall,
+    slot_logits,
+    token_set_loss,
+    trained_leaves,
+)
 from tests.reference import losses as slow
 
 B, D, V = 5, 8, 50
@@ -46,7 +52,7 @@ def relative(found: Tensor, expected: Tensor) -> float:
 def test_loss_and_gradients_equal_the_slow_twin(slots: int, targets: list[list[int]]) -> None:
     weight, head = make_head(torch.float32)
     states = make_states(slots, torch.float32)
-    found = token_set_loss(slot_logits(states, head), *flat(targets))
+    found = token_set_loss(slot_logits([states], head)[0], *flat(targets))
     gradients = torch.autograd.grad(found, [states, weight])
 
     slow_weight, slow_head = make_head(torch.float64)
@@ -76,7 +82,7 @@ def test_set_loss_in_float64(targets: list[list[int]]) -> None:
 def test_text_without_targets_adds_nothing_and_gets_no_gradient() -> None:
     _, head = make_head(torch.float32)
     states = make_states(1, torch.float32)
-    token_set_loss(slot_logits(states, head), *flat(TARGETS["some without"])).backward()
+    token_set_loss(slot_logits([states], head)[0], *flat(TARGETS["some without"])).backward()
     assert states.grad is not None
     assert [bool(states.grad[row].any()) for row in range(B)] == [True, False, True, False, True]
 
@@ -89,26 +95,83 @@ def test_loss_of_extreme_logits_stays_finite() -> None:
 
 def test_slot_logits_take_the_largest_over_slots_and_are_float32() -> None:
     states = torch.tensor([[[1.0, -2.0], [0.5, 3.0]]], dtype=torch.bfloat16)
-    found = slot_logits(states, lambda each: each)
+    found, alone = slot_logits([states, states[:, :1]], lambda each: each)
     assert found.dtype == torch.float32
     assert found.tolist() == [[1.0, 3.0]]
-    assert slot_logits(states[:, :1], lambda each: each).tolist() == [[1.0, -2.0]]
+    assert alone.dtype == torch.float32
+    assert alone.tolist() == [[1.0, -2.0]]
+    assert slot_logits([], lambda each: each) == []
+
+
+def plain(weight: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda states: states @ weight.T
+
+
+WAYS = {  # head, and how the loss is computed through it
+    "any head": (None, {}),
+    "any head, recomputed": (None, {"recompute": True}),
+    "a plain head": (plain, {}),
+    "a plain head, recomputed": (plain, {"recompute": True}),
+    "a plain head by its matrix": (plain, {"weight": ...}),
+}
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 7, 1024])
-def test_language_model_loss_in_chunks_equals_the_slow_twin(chunk: int) -> None:
-    weight, head = make_head(torch.float32)
-    states = make_states(4, torch.float32)
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_language_model_loss_in_chunks_equals_the_slow_twin(chunk: int, way: str, dtype: torch.dtype) -> None:
+    weight, head = make_head(dtype)
+    kind, settings = WAYS[way]
+    head = kind(weight) if kind else head
+    states = make_states(4, dtype)
     labels = torch.randint(V, (B * 4,), generator=torch.Generator().manual_seed(3))
-    found = language_model_loss(states.flatten(0, 1), labels, head, chunk)
-    gradients = torch.autograd.grad(found, [states, weight])
+    settings = {key: weight if value is ... else value for key, value in settings.items()}
+    found = language_model_loss(states.flatten(0, 1), labels, head, chunk, **settings)
+    gradients = torch.autograd.grad(3.0 * found, [states, weight])
     expected = slow.language_model_loss(states.flatten(0, 1), labels, head)
-    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
-    for left, right in zip(gradients, torch.autograd.grad(expected, [states, weight]), strict=True):
-        assert relative(left, right) < 1e-5
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-12
+    assert found.dtype == dtype
+    assert found.item() == pytest.approx(expected.item(), rel=tolerance)
+    for left, right in zip(gradients, torch.autograd.grad(3.0 * expected, [states, weight]), strict=True):
+        assert relative(left, right) < tolerance
 
 
-def test_language_model_loss_never_holds_all_logits() -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_language_model_loss_passes_gradcheck(way: str) -> None:
+    kind, settings = WAYS[way]
+    states = make_states(1, torch.float64)[:, 0].detach().requires_grad_()
+    labels = torch.tensor([3, 0, 49, 7, 7])
+
+    def loss(states: Tensor, weight: Tensor) -> Tensor:
+        head = kind(weight) if kind else (lambda states: 5.0 * torch.tanh(states @ weight.T / 5.0))
+        given = {key: weight if value is ... else value for key, value in settings.items()}
+        return language_model_loss(states, labels, head, 2, **given)
+
+    weight = make_head(torch.float64)[0]
+    assert torch.autograd.gradcheck(loss, (states, weight))
+    assert torch.autograd.gradcheck(lambda states: loss(states, weight.detach()), (states,))  # a frozen head
+    assert torch.autograd.gradcheck(lambda weight: loss(states.detach(), weight), (weight,))
+
+
+def test_every_trained_weight_of_a_head_gets_its_gradient() -> None:
+    """Also one that the head reads through others, twice, or beside a frozen one, as LoRA does."""
+    frozen, weight = make_head(torch.float64)[0].detach(), make_head(torch.float64)[0]
+    down = torch.randn(D, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(5)).requires_grad_()
+    bias = torch.randn(V, dtype=torch.float64, generator=torch.Generator().manual_seed(6)).requires_grad_()
+
+    def head(states: Tensor) -> Tensor:
+        return states @ frozen.T + (states @ down) @ down.T @ weight.T + bias.cumsum(0)
+
+    states, labels = make_states(4, torch.float64).flatten(0, 1), torch.arange(B * 4)
+    assert {id(each) for each in trained_leaves(head(states.detach()))} == {id(down), id(bias), id(weight)}
+    found = torch.autograd.grad(language_model_loss(states, labels, head, 6), [down, bias, weight])
+    expected = torch.autograd.grad(slow.language_model_loss(states, labels, head), [down, bias, weight])
+    for left, right in zip(found, expected, strict=True):
+        assert relative(left, right) < 1e-12
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_language_model_loss_never_holds_all_logits(recompute: bool) -> None:
     seen = []
 
     def head(states: Tensor) -> Tensor:
@@ -116,9 +179,10 @@ def test_language_model_loss_never_holds_all_logits() -> None:
         return states @ torch.ones(D, V)
 
     states = make_states(4, torch.float32).flatten(0, 1)
-    language_model_loss(states, torch.zeros(B * 4, dtype=torch.int64), head, chunk=6).backward()
+    loss = language_model_loss(states, torch.zeros(B * 4, dtype=torch.int64), head, chunk=6, recompute=recompute)
+    loss.backward()
     assert max(seen) == 6
-    assert sum(seen) == 2 * B * 4  # once forward, once again backward
+    assert sum(seen) == (2 * B * 4 if recompute else B * 4 + 1)  # one row to see which weights the head reads
 
 
 def test_language_model_loss_without_gradients_and_without_tokens() -> None:

@@ -15,6 +15,7 @@ from llara.losses.adapt import language_model_loss, set_recall, slot_logits, tok
 from llara.masks import branch_layout
 from llara.model import EmbeddingModel
 from llara.templates import BoundSide
+from llara.training.sharding import is_sharded
 from llara.training.trainer import Batch, TrainModule
 
 Objective = Literal["ebae+ebar", "ebae", "ebar", "lm"]
@@ -174,16 +175,17 @@ class AdaptModule(TrainModule):
         loss = torch.zeros((), device=counts.device)
         # A step in which no text has a next one is EBAE alone, not half of it.
         active = (counts[:2] > 0).sum().clamp(min=1).float()
-        for branch in plan.branches:
+        for branch, logits in zip(plan.branches, self._logits(batch, states), strict=True):
             number = BRANCHES.index(branch)
-            logits = slot_logits(self.slots(batch, states, branch), model.head)
             total = token_set_loss(logits, *self._targets(batch, branch))
             sums[number] = total.detach()
             loss = loss + plan.loss_scale * total / counts[number].clamp(min=1).float() / active
         if plan.objective == "lm" or plan.lm_weight:
             weight = 1.0 if plan.objective == "lm" else plan.lm_weight
-            hidden = next(iter(states.values())).flatten(0, 1)
-            total = language_model_loss(hidden[batch["lm_slots"]], batch["lm_ids"], model.head)
+            hidden = next(iter(states.values())).flatten(0, 1).index_select(0, batch["lm_slots"])
+            sharded = is_sharded(model.lm)
+            matrix = None if sharded else model.head_matrix
+            total = language_model_loss(hidden, batch["lm_ids"], model.head, weight=matrix, recompute=sharded)
             sums[2] = total.detach()
             loss = loss + weight * total / counts[2].clamp(min=1).float()
         return loss, sums
@@ -197,8 +199,7 @@ class AdaptModule(TrainModule):
         """
         states = self.branch_states(batch)
         found = torch.zeros(2, 2, device=batch["text_lengths"].device)
-        for branch in self.plan.branches:
-            logits = slot_logits(self.slots(batch, states, branch), self._model[0].head)
+        for branch, logits in zip(self.plan.branches, self._logits(batch, states), strict=True):
             rows, ids, _ = self._targets(batch, branch)
             found[BRANCHES.index(branch)] = set_recall(logits, rows, ids)
         return found
@@ -216,7 +217,12 @@ class AdaptModule(TrainModule):
 
     def slots(self, batch: Batch, states: dict[str, Tensor], branch: str) -> Tensor:
         """Returns a branch's hidden states at its slots, [B, K, D]."""
-        return states[branch].flatten(0, 1)[batch[f"{branch}_slots"]]
+        slots = batch[f"{branch}_slots"]
+        return states[branch].flatten(0, 1).index_select(0, slots.flatten()).view(*slots.shape, -1)
+
+    def _logits(self, batch: Batch, states: dict[str, Tensor]) -> list[Tensor]:
+        slots = [self.slots(batch, states, branch) for branch in self.plan.branches]
+        return slot_logits(slots, self._model[0].head)
 
     def _targets(self, batch: Batch, branch: str) -> tuple[Tensor, Tensor, Tensor]:
         return batch[f"{branch}_rows"], batch[f"{branch}_ids"], batch[f"{branch}_weights"]
