@@ -32,6 +32,13 @@ def open_methods(module: nn.Module, *names: str) -> None:
             register_fsdp_forward_method(module, name)
 
 
+def close(module: nn.Module) -> None:
+    """Lets go of weights that a forward pass has gathered, where no backward pass comes that would do so."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+
+
 def whole(value: Tensor) -> Tensor:
     """Returns a tensor whole, on its device."""
     return value.full_tensor() if isinstance(value, DTensor) else value

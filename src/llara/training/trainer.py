@@ -25,7 +25,7 @@ from llara.training.faults import is_out_of_memory, not_finite, out_of_memory
 from llara.training.parallel import Ranks, unreached
 from llara.training.prefetch import Prefetch
 from llara.training.saving import SavingTrainer
-from llara.training.sharding import is_sharded, layer_names, whole
+from llara.training.sharding import close, is_sharded, layer_names, whole
 from llara.training.watch import VOLATILE, LogFile, Meter, Tally, Watcher, means
 
 Batch = dict[str, Any]
@@ -306,6 +306,7 @@ class JobTrainer(SavingTrainer):
             self.module.eval()
             with torch.no_grad(), self.accelerator.autocast():
                 values |= self.measure()
+            close(self.module)
         self.meter.look(waited)
         return values
 
