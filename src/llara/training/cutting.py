@@ -11,7 +11,7 @@ import numpy.typing as npt
 from llara.data.sentences import End, line_ends, sentence_ends
 
 # A longer text is tokenised in parts that end with a sentence: a tokenizer takes hundreds of bytes per token.
-MAX_CHARACTERS = 2**20
+MAX_CHARACTERS = 2**18
 Ids = npt.NDArray[np.int64]
 
 

@@ -25,7 +25,7 @@ from llara.training.cutting import Part, Tokens, cut, join, parts_of, sentences_
 from llara.training.prefetch import Prefetch
 
 # What is tokenised at once: enough to keep a tokenizer's threads busy, little enough to need no memory of note.
-DOCUMENTS_AT_ONCE, CHARACTERS_AT_ONCE = 256, 2**20
+DOCUMENTS_AT_ONCE, CHARACTERS_AT_ONCE = 256, 2**18
 BATCHES_AHEAD = 2
 
 
