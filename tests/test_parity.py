@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor
 
 from llara.contract import Contract
@@ -134,7 +134,7 @@ def test_a_head_that_is_a_matrix_alone_is_known(family: str, bare: bool) -> None
 def test_a_head_with_lora_is_no_matrix_alone() -> None:
     model = tiny.model("llama")
     assert model.head_matrix is model.lm.lm_head.weight
-    get_peft_model(model.lm, LoraConfig(target_modules=["lm_head"]))
+    inject_adapter_in_model(LoraConfig(target_modules=["lm_head"]), model.lm)
     assert model.head_matrix is None
 
 

@@ -112,9 +112,7 @@ class EmbeddingModel:
     def head_matrix(self) -> Tensor | None:
         """The LM head's weight [V, D], where the head is a product with it and nothing else; else None."""
         head = self.lm.get_output_embeddings()
-        bare = (
-            type(head) is torch.nn.Linear and head.bias is None and not torch.nn.utils.parametrize.is_parametrized(head)
-        )
+        bare = type(head) is torch.nn.Linear and getattr(head, "bias", None) is None
         return head.weight if bare and not any(each is not None for each in self._head_settings()) else None
 
     def _head_settings(self) -> tuple[float | None, float | None, float | None]:
