@@ -17,6 +17,7 @@ from llara.errors import ConfigError, MissingExtra, ModelError, StorageError
 from llara.files import TEMPORARY, read_json, sha256_file, write_json_atomic
 from llara.hardware import WORKS, probe_torch
 from llara.model import EmbeddingModel
+from llara.parity import check_causal
 from llara.progress import note
 from llara.templates import BoundTemplate, Template, load_template
 
@@ -49,6 +50,7 @@ def load_model(
     if record is not None and weights:
         contracts.check_files(folder, record, full=config.verify)
     refuse_reranker(folder)
+    _refuse_encoder(folder)
     tokenizer = load_tokenizer(folder, config)
     saved = Contract.from_dict(record["contract"], str(folder / contracts.FILE_NAME)) if record else None
     contract = _agree(saved, config, tokenizer, new_template=new_template)
@@ -62,6 +64,8 @@ def load_model(
             f"{config.model}: no {contracts.FILE_NAME} in the folder; "
             f"using template {contract.template.name}, BOS {'yes' if contract.bos else 'no'}"
         )
+        if weights:
+            check_causal(model)  # a saved model's probe has shown as much
     else:
         if weights and not is_quantized(config):  # in 4 bits its vectors are near those of the probe, and no more
             model.check_probe(record["probe"], folder)
@@ -71,6 +75,7 @@ def load_model(
     if for_training:
         model.new_tokens = model.add_missing_tokens()
     template = model.bind()  # refuses a tokenizer that lacks a slot token now, not at the first batch
+    _check_rows(model, template, folder)
     if contract != saved:
         model.contract = with_room(contract, template, model.positions)
     return model
@@ -144,13 +149,43 @@ def refuse_reranker(folder: Path) -> None:
         )
 
 
+def _refuse_encoder(folder: Path) -> None:
+    """Refuses an encoder by its name, before its weights are read; `check_causal` finds those of any other name."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    settings = _settings(folder)
+    kind = settings.get("model_type")
+    if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not settings.get("is_decoder"):
+        raise ModelError(
+            f"{folder}: is an encoder ({kind}), whose positions see what stands after them; llara takes causal decoders"
+        )
+
+
+def _check_rows(model: EmbeddingModel, template: BoundTemplate, folder: Path) -> None:
+    """Refuses a tokenizer with tokens that the embeddings have no row for; unused special tokens may lie beyond."""
+    rows = int(model.lm.get_input_embeddings().weight.shape[0])
+    sides = (template.query, template.passage)
+    highest = max(model.tokenizer.vocab_size - 1, *(max((*side.prefix, *side.suffix), default=0) for side in sides))
+    if highest >= rows:
+        raise ModelError(
+            f"{folder}: its tokenizer has {highest + 1:,} tokens and its embeddings have {rows:,} rows, so it is not "
+            "the tokenizer of this model; copy the right one from the base model"
+        )
+
+
 def architectures(folder: Path) -> list[str]:
     """Returns the classes that a folder's configuration names; none where it cannot be read."""
-    try:
-        named = read_json(folder / "config.json").get("architectures")
-    except (StorageError, AttributeError):  # whoever loads the folder says what is wrong with it
-        return []
+    named = _settings(folder).get("architectures")
     return [str(each) for each in named] if isinstance(named, list) else []
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """Returns a model's configuration; none where it cannot be read: whoever loads the folder says what is wrong."""
+    try:
+        settings = read_json(folder / "config.json")
+    except StorageError:
+        return {}
+    return settings if isinstance(settings, dict) else {}
 
 
 def load_tokenizer(folder: Path, config: ModelConfig) -> Any:

@@ -84,6 +84,24 @@ def check_padding(model: EmbeddingModel, template: BoundTemplate, text_length: i
 
 
 @torch.no_grad()
+def check_causal(model: EmbeddingModel) -> None:
+    """Compares the states of a text's first tokens with those that they have when more tokens follow.
+
+    Raises:
+        ModelError: They differ, so a position sees what stands after it, and a text's vector would depend on padding.
+    """
+    rows = int(model.lm.get_input_embeddings().weight.shape[0])
+    ids = (torch.arange(3, 19, device=model.device) % rows)[None]
+    states = model.trunk(input_ids=ids, attention_mask=None)[0]
+    difference = _difference([model.trunk(input_ids=ids[:, :8], attention_mask=None)[0]], [states[:8]])
+    if not difference <= _tolerance(model):
+        raise ModelError(
+            f"{model.name}: its positions see what stands after them (difference {difference:.1e}), "
+            "as an encoder's do; llara takes causal decoders"
+        )
+
+
+@torch.no_grad()
 def check_head(model: EmbeddingModel) -> None:
     """Compares `model.head` on the last hidden state with the logits that the model itself gives.
 
