@@ -11,7 +11,7 @@ import pytest
 
 from llara.data import store
 from llara.data.examples import read_examples
-from llara.data.store import ExampleSet, TrainingData, prepare_examples
+from llara.data.store import ExampleSet, SetSource, TrainingData, prepare_examples
 from llara.errors import DataError, StorageError
 from llara.records import Example
 
@@ -28,8 +28,9 @@ def resolved(examples: ExampleSet) -> list[Example]:
     return found
 
 
-def prepared(folder: Path, *paths: Path, **data: Any) -> list[ExampleSet]:
-    return prepare_examples(folder / "examples", TrainingData(paths, **data))
+def prepared(folder: Path, *paths: Path, split: str = "train", scored: bool = False, **data: Any) -> list[ExampleSet]:
+    sets = [SetSource(path, split, scored) for path in paths]
+    return prepare_examples(folder / "examples", TrainingData(sets, **data))
 
 
 def test_sets_equal_what_is_read_into_memory(write: Write, beir: Path, tmp_path: Path) -> None:
@@ -46,6 +47,14 @@ def test_sets_equal_what_is_read_into_memory(write: Write, beir: Path, tmp_path:
     for item, path in zip(sets, (lines, beir, triples), strict=True):
         assert resolved(item) == read_examples([path], "train-all")
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".tmp")) == []
+
+
+def test_a_collection_may_stand_for_a_set_per_split(beir: Path, tmp_path: Path) -> None:
+    data = TrainingData([SetSource(beir, "train"), SetSource(beir, "dev"), SetSource(beir, "train")])
+    train, dev, again = prepare_examples(tmp_path / "examples", data)
+    assert resolved(train) == resolved(again) == read_examples([beir], "train")
+    assert resolved(dev) == read_examples([beir], "dev")
+    assert not {item.query for item in resolved(train)} & {item.query for item in resolved(dev)}
 
 
 def test_real_collections_equal_what_is_read_into_memory(shared: Path, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
     python -m tests.training.crash JOB BASE DATA FOLDER
 
+For `finetune`, DATA is a folder of train.jsonl, more.jsonl and dev.jsonl.
+
 A moment is one step that touches the disk or one batch being made, before or after it. The first child lives to the end
 and names its moments; of these some are picked, and each cell (a folder of its own) dies at one or two of them. One
 line of JSON per cell tells what every child did. All children fork from one process that has the imports done.
@@ -15,6 +17,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,32 @@ SETTINGS: dict[str, Any] = {
     "lora_rank": 2,
     "lora_dropout": 0.3,
 }
+
+# Batches of either set, several passes each, of which the first keeps its graph; measured at 2, 4, ... and the last.
+FINETUNE: dict[str, Any] = {
+    "token_budget": 48,
+    "graph_budget": 48,
+    "negatives": 1,
+    "distill": "kl",
+    "matryoshka_dims": (8,),
+    "mixing": 0.5,
+    "measure_every": 2,
+}
+
+# Killed in 20 steps of one run. An epoch has 22 chunks in 8 batches and so ends inside a step of 3 batches; a batch is
+# cut into passes by tokens; the last step, the 27th, is short of a batch.
+OFTEN: dict[str, Any] = {
+    "steps": None,
+    "epochs": 10.0,
+    "max_chunks": 22,
+    "batch_size": 3,
+    "accumulation": 3,
+    "token_budget": 60,
+    "save_every": 2,
+    "log_every": 3,
+    "measure_every": 4,
+}
+KILLS = 20
 
 
 class Moments:
@@ -68,12 +97,13 @@ class Moments:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def record_batches(seen: Path) -> None:
+def record_batches(seen: Path, moments: Moments) -> None:
     """Makes the trainer write down the number and the rows of every batch that it trains on."""
     original = JobTrainer.training_step
 
     def training_step(self: Any, model: Any, inputs: Any, counts: Any = None) -> Any:
-        rows = [each[key] for each in inputs["passes"] for key in ("rows", "shared") if key in each]
+        moments.tick(f"batch {inputs['number']}")
+        rows = [each[key] for each in inputs["passes"] for key in ("ids", "shared") if key in each]
         plain = [row.tolist() if isinstance(row, torch.Tensor) else row for row in rows]
         with seen.open("a", encoding="utf-8") as file:
             file.write(json.dumps([inputs["number"], plain]) + "\n")
@@ -84,7 +114,7 @@ def record_batches(seen: Path) -> None:
 
 def child(job: str, base: Path, data: Path, cell: Path, attempt: int, last: int | str) -> list[str]:
     moments = Moments(last)
-    record_batches(cell / f"seen-{attempt}.jsonl")
+    record_batches(cell / f"seen-{attempt}.jsonl", moments)
     JobTrainer.training_step = moments.watch("batch", JobTrainer.training_step)  # type: ignore[method-assign]
     for name in ("fsync", "rename", "replace", "unlink", "rmdir", "mkdir"):
         setattr(os, name, moments.watch(name, getattr(os, name)))
@@ -92,8 +122,12 @@ def child(job: str, base: Path, data: Path, cell: Path, attempt: int, last: int 
     checkpoint.save_file = moments.watch("save_file", checkpoint.save_file)
     if job == "adapt":
         adapt_module.adapt(adapt_config(base, data, cell / "model", **SETTINGS))
+    elif job == "adapt-often":
+        adapt_module.adapt(adapt_config(base, data, cell / "model", **SETTINGS | OFTEN))
     else:
-        finetune_module.finetune(finetune_config(base, data, cell / "model", **SETTINGS))
+        config = finetune_config(base, data / "train.jsonl", cell / "model", **SETTINGS, **FINETUNE)
+        paths = {"train": (*config.train, data / "more.jsonl"), "dev": (data / "dev.jsonl",)}
+        finetune_module.finetune(replace(config, **paths))
     return moments.names
 
 
@@ -136,14 +170,21 @@ CELLS: dict[str, list[list[int | str]]] = {
         ["after rename model model"],  # complete, but not tidied up
         ["before rmdir chunks"],
     ],
-    "finetune": [["after save_file weights.safetensors"]],
+    "finetune": [
+        ["after save_file weights.safetensors"],
+        ["after rename .tmp-best-2 best-2"],
+        ["after rename checkpoint-6 checkpoint-6", "after rename checkpoint-9 checkpoint-9"],
+        ["before rename model model"],
+    ],
 }
 
 
 def pick(job: str, names: list[str]) -> list[list[int | str]]:
     """Returns the moments at which the cells die: around publishing, and some at random."""
-    begun = next(number for number, name in enumerate(names, start=1) if "batch" in name)
     rng = random.Random(0)
+    if job == "adapt-often":
+        return [[f"batch {3 * step + rng.randrange(3)}" for step in sorted(rng.sample(range(27), KILLS))]]
+    begun = next(number for number, name in enumerate(names, start=1) if "batch" in name)
     few = 3 if job == "adapt" else 1
     return [
         *CELLS[job],

@@ -80,13 +80,43 @@ def test_killed_adaptation_equals_an_uninterrupted_one(base: Path, corpus: Path,
 
 
 @pytest.mark.slow
+def test_adaptation_killed_in_twenty_steps_trains_on_what_would_have_followed(
+    base: Path, corpus: Path, tmp_path: Path
+) -> None:
+    cells = crash("adapt-often", base, corpus, tmp_path / "runs")
+    check_cells(cells, tmp_path / "runs", tuple(range(2, 28, 2)), 3)
+    reference, killed = cells
+    assert [run["status"] for run in killed["runs"]] == [KILLED] * 20 + [0]
+    # Without what pads it, a row says which chunk it is.
+    batches = [[str(row).rstrip(", 2]") for rows in passes for row in rows] for _, passes in reference["runs"][0]["seen"]]
+    assert len(batches) == 81
+    for epoch in range(10):
+        chunks = [row for batch in batches[8 * epoch : 8 * epoch + 8] for row in batch]
+        assert len(chunks) == len(set(chunks)) == 22, "an epoch takes every chunk once"
+    assert max(len(passes) for _, passes in reference["runs"][0]["seen"]) > 1, "batches are cut by the token budget"
+    lines = computed(tmp_path / "runs" / "reference" / "model")
+    assert [line["step"] for line in lines if "loss" in line] == [*range(3, 28, 3)] or len(lines) > 9
+
+
+@pytest.mark.slow
 def test_killed_finetuning_equals_an_uninterrupted_one(base: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    rows = [
-        {"query": f"{WORDS[i]} {i}", "pos": [sentence(rng, 8), sentence(rng, 9)], "neg": [sentence(rng, 5)] * (i % 3)}
-        for i in range(13)
-    ]
-    train = write_lines(tmp_path / "train.jsonl", rows)
-    cells = crash("finetune", base, train, tmp_path / "runs")
+    for name, count in (("train", 13), ("more", 5), ("dev", 7)):
+        write_lines(
+            tmp_path / f"{name}.jsonl",
+            (
+                {
+                    "query": f"{WORDS[i]} {name} {i}",
+                    "pos": [sentence(rng, 8), sentence(rng, 9)],
+                    "neg": [f"{sentence(rng, 5)} {i}"] * (i % 3),
+                    "pos_scores": [2.0, 3.0],
+                    "neg_scores": [0.5] * (i % 3),
+                }
+                for i in range(count)
+            ),
+        )
+    cells = crash("finetune", base, tmp_path, tmp_path / "runs")
     check_cells(cells, tmp_path / "runs", (3, 6, 9, 10), 2)
-    assert len(cells) == 4
+    assert len(cells) == 7
+    lines = computed(tmp_path / "runs" / "reference" / "model")
+    assert [line["step"] for line in lines if "dev_ndcg" in line] == [2, 4, 6, 8, 10]

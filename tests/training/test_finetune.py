@@ -12,14 +12,11 @@ import torch
 from llara.config import FinetuneConfig
 from llara.data import read_examples
 from llara.errors import ConfigError, DataError
-from llara.losses.contrast import info_nce
 from llara.model import EmbeddingModel
-from llara.records import Example, Passage
 from llara.retriever import Retriever
-from llara.training.adapt import adapt
-from llara.training.finetune import ExampleBatches, FinetuneModule, finetune, freeze_head
+from llara.training.finetune import finetune, freeze_head
 from tests import tiny
-from tests.training.helpers import WORDS, adapt_config, finetune_config, sentence, weights, write_lines
+from tests.training.helpers import finetune_config, sentence, weights, write_lines
 
 PAIRS = 24
 
@@ -126,124 +123,6 @@ def test_lora_and_other_templates(base: Path, tmp_path: Path, template: str) -> 
     )
 
 
-# Batches ------------------------------------------------------------------------------------------------------------
-
-
-def batches_of(examples: list[Example], **changes: Any) -> ExampleBatches:
-    config = finetune_config(Path("b"), Path("t"), Path("o"), **changes)
-    return ExampleBatches(examples, tiny.model(), config)
-
-
-def example(query: str, positives: list[str], negatives: list[str] | None = None) -> Example:
-    return Example(query, tuple(map(Passage, positives)), tuple(map(Passage, negatives or [])))
-
-
-def texts_of(source: ExampleBatches, batch: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """Returns the queries and passages of a batch as text."""
-    template = source.template
-    count = len(batch["positives"])
-    texts = []
-    for number, row in enumerate(batch["rows"]):
-        side = template.query if number < count else template.passage
-        texts.append(template.tokenizer.decode(row[len(side.prefix) : len(row) - len(side.suffix)]))
-    return texts[:count], texts[count:]
-
-
-def test_a_batch_holds_positives_then_hard_negatives() -> None:
-    examples = [example(f"q{i}", [f"p{i}"], [f"n{i}{j}" for j in range(i)]) for i in range(4)]
-    source = batches_of(examples, negatives=2)
-    batch = source.batch(0)
-    queries, passages = texts_of(source, batch)
-    assert sorted(queries) == ["q0", "q1", "q2", "q3"]
-    assert len(passages) == 4 + 0 + 1 + 2 + 2  # those that have fewer use what they have
-    for query, positive in zip(queries, batch["positives"].tolist(), strict=True):
-        assert passages[positive] == query.replace("q", "p")
-        used = min(int(query[1]), 2)
-        following = passages[positive + 1 : positive + 1 + used]
-        assert len(set(following)) == used
-        assert all(text.startswith(f"n{query[1]}") for text in following)
-    assert batch["counts"].tolist() == [4]
-    assert batch["excluded"].shape == (4, len(passages))
-    assert batch["slots"] == [1] * (4 + len(passages))
-
-
-def test_copies_of_a_positive_are_no_negatives() -> None:
-    examples = [
-        example("qa", ["same", "other"]),
-        example("qb", ["same"]),
-        example("qc", ["else"], ["same", "other"]),
-        example("qa", ["third"]),  # the same query a second time: its positives count for both
-    ]
-    source = batches_of(examples)
-    for number in range(6):
-        batch = source.batch(number)
-        queries, passages = texts_of(source, batch)
-        relevant = {"qa": {"same", "other", "third"}, "qb": {"same"}, "qc": {"else"}}
-        expected = [[passage in relevant[query] for passage in passages] for query in queries]
-        assert batch["excluded"].tolist() == expected
-
-
-def test_excluded_passages_are_left_out_of_the_loss() -> None:
-    model = tiny.model()
-    config = finetune_config(Path("b"), Path("t"), Path("o"))
-    source = ExampleBatches([example("q", ["same"]), example("r", ["same"])], model, replace(config, batch_size=2))
-    batch = source.batch(0)
-    loss, sums = FinetuneModule(model, config)(batch, batch["counts"])
-    # The only other passage is a copy of the positive: nothing is left to be told apart.
-    assert float(loss.detach()) == pytest.approx(0.0, abs=1e-6)
-    assert float(sums[0]) == pytest.approx(0.0, abs=1e-6)
-
-
-def test_the_loss_is_info_nce_over_single_encodings() -> None:
-    model = tiny.model()
-    examples = [example(f"q {i}", [f"the sky {WORDS[i]}"], [f"a file {WORDS[i]}"]) for i in range(4)]
-    config = finetune_config(Path("b"), Path("t"), Path("o"))
-    source = ExampleBatches(examples, model, config)
-    batch = source.batch(0)
-    whole = FinetuneModule(model, config)(batch, batch["counts"])[0]
-    small = FinetuneModule(model, replace(config, token_budget=1))(batch, batch["counts"])[0]
-    vectors = torch.cat([model.embed([row], 1) for row in batch["rows"]])
-    total = torch.zeros(())
-    for number, positive in enumerate(batch["positives"].tolist()):
-        scores = vectors[4:] @ vectors[number] / config.temperature
-        total = total - torch.log_softmax(scores, dim=0)[positive]
-    torch.testing.assert_close(whole, total / 4, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(small, total / 4, rtol=1e-5, atol=1e-5)
-
-
-def test_info_nce_always_counts_the_positive() -> None:
-    torch.manual_seed(0)
-    queries, passages = torch.randn(3, 4), torch.randn(5, 4)
-    positives = torch.tensor([0, 1, 4])
-    excluded = torch.zeros(3, 5, dtype=torch.bool)
-    excluded[0, [0, 1]] = True
-    expected = 0.0
-    for number, positive in enumerate(positives.tolist()):
-        kept = [p for p in range(5) if p == positive or not excluded[number, p]]
-        scores = torch.stack([queries[number] @ passages[p] for p in kept]) / 0.5
-        expected -= float(torch.log_softmax(scores, dim=0)[kept.index(positive)])
-    assert float(info_nce(queries, passages, positives, 0.5, excluded.nonzero().T)) == pytest.approx(expected, rel=1e-5)
-
-
-def test_hard_negatives_are_a_function_of_seed_and_number() -> None:
-    examples = [example(f"q{i}", [f"p{i}", f"o{i}"], [f"n{i}{j}" for j in range(9)]) for i in range(4)]
-    source, again = batches_of(examples, negatives=3), batches_of(examples, negatives=3)
-    made = [source.batch(number) for number in range(4)]
-    assert [again.batch(number)["rows"] for number in (3, 0, 2, 1)] == [made[n]["rows"] for n in (3, 0, 2, 1)]
-    other = batches_of(examples, negatives=3, seed=7)
-    assert other.batch(0)["rows"] != made[0]["rows"]
-    drawn = [set(texts_of(source, batch)[1]) for batch in made]
-    assert len({frozenset(texts) for texts in drawn}) > 1, "drawn anew each pass"
-
-
-def test_every_pass_takes_every_example_once() -> None:
-    examples = [example(f"q{i}", [f"p{i}"]) for i in range(7)]
-    source = batches_of(examples, batch_size=3)
-    queries = [query for number in range(7) for query in texts_of(source, source.batch(number))[0]]
-    for start in (0, 7, 14):
-        assert sorted(queries[start : start + 7]) == [f"q{i}" for i in range(7)]
-
-
 # Refusals -----------------------------------------------------------------------------------------------------------
 
 
@@ -257,14 +136,18 @@ def test_every_pass_takes_every_example_once() -> None:
         ('{"query": "q", "pos": ["p"]', r"train.jsonl:2: "),
     ],
 )
-def test_bad_examples_are_refused_before_anything_is_written(
+def test_bad_examples_are_refused_before_the_first_step_and_can_be_mended(
     base: Path, tmp_path: Path, line: str, message: str
 ) -> None:
     train = tmp_path / "train.jsonl"
     train.write_text('{"query": "q", "pos": ["p"]}\n' + line + "\n")
+    config = finetune_config(base, train, tmp_path / "out", steps=1, batch_size=1)
     with pytest.raises(DataError, match=message):
-        finetune(finetune_config(base, train, tmp_path / "out"))
-    assert [path.name for path in tmp_path.iterdir()] == ["train.jsonl"]
+        finetune(config)
+    assert not config.output.exists()
+    assert not (tmp_path / "out.partial" / "log.jsonl").exists()
+    train.write_text('{"query": "q", "pos": ["p"]}\n')
+    assert finetune(config).steps == 1
 
 
 def test_lengths_without_room_for_text_are_refused_and_can_be_mended(base: Path, tmp_path: Path) -> None:
@@ -272,14 +155,6 @@ def test_lengths_without_room_for_text_are_refused_and_can_be_mended(base: Path,
     with pytest.raises(ConfigError, match="a query length of 3 tokens leaves no room for text"):
         finetune(finetune_config(base, train, tmp_path / "out", query_length=3))
     assert finetune(finetune_config(base, train, tmp_path / "out", steps=1)).output.is_dir()
-
-
-def test_torchrun_is_refused(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="one process for now"):
-        finetune(finetune_config(base, tmp_path / "train.jsonl", tmp_path / "out"))
-    with pytest.raises(ConfigError, match="one process for now"):
-        adapt(adapt_config(base, tmp_path / "text.jsonl", tmp_path / "out"))
 
 
 def test_a_collection_is_trained_on_its_split(base: Path, tmp_path: Path) -> None:

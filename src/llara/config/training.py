@@ -1,6 +1,8 @@
 """The configurations of the training stages."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -123,24 +125,81 @@ class AdaptConfig(TrainConfig):
         ]
 
 
+# Settings of fine-tuning that speak of vectors, which a reranker does not make.
+_OF_VECTORS = {
+    *("temperature", "margin", "relative_margin", "distill", "matryoshka_dims", "query_prompts", "passage_prompts"),
+    *("dev", "quantize"),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(TrainConfig):
     """Stage 2: contrastive learning on queries, relevant passages and hard negatives."""
 
+    task: Literal["retrieve", "rerank"] = "retrieve"
+    """retrieve: a query's vector is to lie near those of its passages. rerank: the model gets a score head, and a
+    query's relevant passage is to score above its hard negatives, read together with the query (RankLLaMA); its
+    templates are rankllama (default), rankllama-v1, or a TOML file of your own."""
     train: tuple[Path, ...]
-    """JSON lines with query, pos, neg; or a collection with judgements (BEIR folder, pairs file, SQuAD JSON).
-    A path given several times counts several times."""
+    """JSON lines with query, pos, neg; Tevatron's two layouts; a .tsv of pairs, triples or judgements; or a collection
+    (BEIR folder, pairs file, SQuAD JSON). Each path is a set of its own; given several times, it counts as often."""
     split: str = "train"
     """Split of the collections given as --train. Of a BEIR folder without dev.tsv, a fifth of the queries of `train` is
     held back as `dev`; `train-all` takes all of them. SQuAD JSON has only `test`."""
+    corpus: tuple[Path, ...] = ()
+    """The documents that rows of --train and --dev name by id."""
+    queries: Path | None = None
+    """The queries that rows of --train and --dev name by id; with --corpus, the columns of every .tsv are ids."""
+    query_prompts: tuple[str, ...] = ()
+    """Text in front of the queries: one for all sets, or one for each in the order of --train. It is part of the text,
+    so put the same in front of the queries that are searched with."""
+    passage_prompts: tuple[str, ...] = ()
+    """Text in front of the passages, as --query-prompts."""
+    mixing: float = 1.0
+    """Sets are drawn in proportion to size ** mixing: 1 draws every example as often as any other, 0 every set."""
+    homogeneous: bool = True
+    """Take all examples of a batch from one set: passages of another set are too easy as negatives."""
     negatives: int = 7
     """Hard negatives per query, drawn anew each epoch; queries that have fewer use what they have."""
     temperature: float = 0.01
     """Scores are divided by this before the softmax."""
+    margin: float | None = None
+    """Leave out negatives that score above the positive's score minus this: they are likely relevant. Cosines."""
+    relative_margin: float | None = None
+    """The same, as a share of the positive's score: 0.05 leaves out what scores above 95 % of it."""
+    distill: Literal["none", "kl", "margin-mse"] = "none"
+    """Learn the scores that a teacher gave in pos_scores and neg_scores: kl compares softmaxes over a query's own
+    passages, margin-mse the distances between its positive and its negatives."""
+    distill_weight: float = 1.0
+    """Weight of --distill in the loss."""
+    contrast_weight: float = 1.0
+    """Weight of the contrastive loss; 0 with --distill learns from the teacher alone."""
+    teacher_temperature: float = 1.0
+    """The teacher's scores are divided by this before the softmax of --distill kl."""
+    matryoshka_dims: tuple[int, ...] = ()
+    """Train the first so many dimensions of a vector to be a good vector, too; the whole vector always is."""
+    matryoshka_weights: tuple[float, ...] = ()
+    """Weight of each of --matryoshka-dims; default: 1, as the whole vector has."""
+    graph_budget: int | None = None
+    """Tokens of a batch whose activations are kept for the backward pass; the rest is encoded twice (GradCache), so
+    that memory does not grow with the batch. Default: 4096 on a CPU, one pass on a GPU. It decides memory and speed."""
+    dev: tuple[Path, ...] = ()
+    """Held-out examples in any layout that --train takes: every --measure-every steps their loss, nDCG@10 and MRR@10
+    are measured, and the weights of the best step by nDCG@10 are those that are saved."""
+    dev_split: str = "dev"
+    """Split of the collections given as --dev."""
+    dev_queries: int = 256
+    """Queries of --dev that are measured, drawn with the seed."""
+    dev_passages: int = 2048
+    """Passages that each of them is ranked against: those of the dev queries, then of other examples."""
+    patience: int = 0
+    """Stop after so many measurements without a better one; 0: train to the end."""
     query_length: int | None = None
     """Tokens of a query, prompt included; default: what the model folder says, else 64."""
     passage_length: int | None = None
     """Tokens of a passage, prompt included; default: what the model folder says, else 160."""
+    length: int | None = None
+    """With --task rerank: tokens of query and passage together; default: what the model folder says, else 256."""
     titles: bool = True
     """Put the title in front of a passage, here and, through the model folder, everywhere after."""
 
@@ -149,7 +208,68 @@ class FinetuneConfig(TrainConfig):
         return [
             *super().problems(),
             *([] if self.train else ["--train: is required"]),
-            *self._at_least(0, "negatives"),
-            *self._at_least(1, "query_length", "passage_length"),
-            *([] if self.temperature > 0 else [f"--temperature: must be above 0, got {self.temperature}"]),
+            *self._at_least(0, "negatives", "mixing", "margin", "distill_weight", "contrast_weight", "graph_budget"),
+            *self._at_least(0, "patience"),
+            *self._at_least(1, "query_length", "passage_length", "length", "dev_queries", "dev_passages"),
+            *self._within(0, 1, "relative_margin"),
+            *self._above_zero("temperature", "teacher_temperature"),
+            *self._set_problems(),
+            *self._loss_problems(),
+            *self._task_problems(),
         ]
+
+    def _task_problems(self) -> list[str]:
+        if self.task == "retrieve":
+            return [] if self.length is None else ["--length: goes with --task rerank; give --passage-length"]
+        problems = [
+            f"--{field.name.replace('_', '-')}: goes with --task retrieve"
+            for field in fields(self)
+            if field.name in _OF_VECTORS and getattr(self, field.name) != field.default
+        ]
+        if self.passage_length is not None:
+            problems.append("--passage-length: a reranker reads query and passage together; give --length")
+        if not self.negatives:
+            problems.append("--negatives: a reranker is trained against hard negatives; ask for some")
+        return problems
+
+    def _above_zero(self, *names: str) -> list[str]:
+        values = {name: getattr(self, name) for name in names}
+        return [
+            f"--{name.replace('_', '-')}: must be above 0, got {value}" for name, value in values.items() if value <= 0
+        ]
+
+    def _set_problems(self) -> list[str]:
+        sets = len(set(self.train))
+        problems = [
+            f"--{side}-prompts: one for all or one for each of the {sets} paths of --train, got {len(prompts)}"
+            for side, prompts in (("query", self.query_prompts), ("passage", self.passage_prompts))
+            if len(prompts) not in (0, 1, sets)
+        ]
+        if self.queries is not None and not self.corpus:
+            problems.append("--queries: names queries by id, which needs --corpus for the passages")
+        several = max(len(self.query_prompts), len(self.passage_prompts)) > 1
+        if several and self.dev and len(self.dev) != sets:
+            problems.append(
+                f"--dev: with prompts of their own for {sets} sets, give a path for each, in the order of --train"
+            )
+        if self.patience and not self.dev:
+            problems.append("--patience: needs --dev, to tell a better step from a worse one")
+        return problems
+
+    def _loss_problems(self) -> list[str]:
+        dims, weights, problems = self.matryoshka_dims, self.matryoshka_weights, []
+        if any(dim < 1 for dim in dims) or len(set(dims)) < len(dims):
+            problems.append(f"--matryoshka-dims: must be different numbers of 1 or more, got {_listed(dims)}")
+        if weights and len(weights) != len(dims):
+            problems.append(f"--matryoshka-weights: {len(weights)} of them for the {len(dims)} --matryoshka-dims")
+        if any(not 0 < weight < math.inf for weight in weights):
+            problems.append(f"--matryoshka-weights: must be above 0, got {_listed(weights)}")
+        if self.distill == "none" and not self.contrast_weight:
+            problems.append("--contrast-weight: nothing is left to train on; choose --distill, too")
+        if self.distill != "none" and not self.negatives:
+            problems.append("--negatives: --distill compares a positive with negatives; ask for some")
+        return problems
+
+
+def _listed(values: Sequence[float]) -> str:
+    return ", ".join(map(str, values))

@@ -37,18 +37,23 @@ class StoredExample(NamedTuple):
     negative_scores: tuple[float, ...]
 
 
-class TrainingData(NamedTuple):
-    """Where training data comes from.
+class SetSource(NamedTuple):
+    """Where one set comes from: a file or a collection, of which `split` is taken.
 
-    paths: files and collections, each a set. split: of the collections. corpus, queries: what rows name by id.
     scored: whether every example must have a teacher's scores.
     """
 
-    paths: Sequence[Path]
+    path: Path
     split: str = "train"
+    scored: bool = False
+
+
+class TrainingData(NamedTuple):
+    """Where training data comes from: its sets, and what their rows name by id."""
+
+    sets: Sequence[SetSource]
     corpus: Sequence[Path] = ()
     queries: Path | None = None
-    scored: bool = False
 
 
 class ExampleSet:
@@ -71,7 +76,7 @@ class ExampleSet:
 
 
 def prepare_examples(folder: Path, data: TrainingData) -> list[ExampleSet]:
-    """Reads and checks training data into `folder`, unless an earlier run has done so, and opens it: a set per path.
+    """Reads and checks training data into `folder`, unless an earlier run has done so, and opens its sets.
 
     Raises:
         DataError: A row that does not fit, an id that is missing, or a set without an example; by file and line.
@@ -93,8 +98,8 @@ def prepare_examples(folder: Path, data: TrainingData) -> list[ExampleSet]:
         _check(folder)
     passages = LineReader(folder, "passages")
     return [
-        ExampleSet(str(path), LineReader(folder, f"examples-{number}"), passages)
-        for number, path in enumerate(data.paths)
+        ExampleSet(str(each.path), LineReader(folder, f"examples-{number}"), passages)
+        for number, each in enumerate(data.sets)
     ]
 
 
@@ -112,27 +117,27 @@ def _convert(folder: Path, data: TrainingData) -> None:
         passages = stack.enter_context(LineWriter(folder, "passages"))
         named = stack.enter_context(_Named(folder, data, passages))
         progress = stack.enter_context(Progress("read", None, "examples"))
-        for number, path in enumerate(data.paths):
+        for number, source in enumerate(data.sets):
             with LineWriter(folder, f"examples-{number}") as examples:
-                for example in _examples(path, data, named, passages):
+                for example in _examples(source, named, passages):
                     examples.add(example)
                     progress.advance()
                 if not examples.count:
-                    raise DataError(path, None, "no training example: no query has a relevant document")
+                    raise DataError(source.path, None, "no training example: no query has a relevant document")
                 records |= examples.close()
         records |= passages.close()
     write_json_atomic(folder / _DONE, {name: list(record) for name, record in records.items()})
 
 
-def _examples(path: Path, data: TrainingData, named: "_Named", passages: LineWriter) -> Iterator[StoredExample]:
-    collection = open_collection(path)
+def _examples(source: SetSource, named: "_Named", passages: LineWriter) -> Iterator[StoredExample]:
+    collection = open_collection(source.path)
     if collection is not None:
-        if data.scored:
-            raise DataError(path, None, "a collection has no teacher's scores, which --distill needs")
-        yield from _of_collection(collection, data.split, passages)
+        if source.scored:
+            raise DataError(source.path, None, "a collection has no teacher's scores, which --distill needs")
+        yield from _of_collection(collection, source.split, passages)
         return
-    for row in read_training_rows(path, ids=bool(data.corpus) and data.queries is not None):
-        if data.scored and (not row.positive_scores or len(row.negative_scores) != len(row.negatives)):
+    for row in read_training_rows(source.path, ids=named.both):
+        if source.scored and (not row.positive_scores or len(row.negative_scores) != len(row.negatives)):
             raise DataError(row.path, row.line, "no pos_scores and neg_scores, which --distill needs")
         yield StoredExample(
             named.query(row),
@@ -206,6 +211,11 @@ class _Named:
         del self._queries
         for name in names:
             (self._folder / name).unlink()
+
+    @property
+    def both(self) -> bool:
+        """Whether queries and passages can both be named by id."""
+        return len(self._tables) == 2
 
     def query(self, row: TrainingRow) -> str:
         """Returns a row's query as text."""

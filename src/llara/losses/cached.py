@@ -43,6 +43,7 @@ class GradCache(Generic[Chunk]):
         device: Where it is encoded.
         keep: How many of the first chunks keep their graph instead of being encoded twice. What it buys is time, what
             it costs is their activations; the gradients are the same to the bit.
+        again: What encodes a chunk the second time, where `encode` goes through a wrapper that is not entered twice.
 
     Attributes:
         vectors: [N, D] without graph, one chunk after the other.
@@ -50,9 +51,14 @@ class GradCache(Generic[Chunk]):
     """
 
     def __init__(
-        self, encode: Callable[[Chunk], Tensor], chunks: Sequence[Chunk], device: torch.device, keep: int = 0
+        self,
+        encode: Callable[[Chunk], Tensor],
+        chunks: Sequence[Chunk],
+        device: torch.device,
+        keep: int = 0,
+        again: Callable[[Chunk], Tensor] | None = None,
     ) -> None:
-        self._encode, self._chunks, self._device = encode, chunks, device
+        self._again, self._chunks, self._device = again or encode, chunks, device
         self._states: list[RandomState] = []
         self._graphs: dict[int, Tensor] = {}
         parts = []
@@ -78,7 +84,7 @@ class GradCache(Generic[Chunk]):
         vectors = self._graphs.pop(number, None)
         if vectors is None:
             with torch.enable_grad(), rewound(self._states[number], self._device):
-                vectors = self._encode(self._chunks[number])
+                vectors = self._again(self._chunks[number])
         return (vectors * gradient.to(vectors.dtype)).sum()
 
 

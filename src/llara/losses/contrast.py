@@ -85,3 +85,30 @@ def info_nce(
     """
     loss = InfoNCE(positives, temperature, excluded, margin, relative_margin)
     return in_rows(loss, queries, passages, cells)
+
+
+def relevant_pairs(query_keys: Tensor, relevant: Tensor, passage_keys: Tensor) -> Tensor:
+    """Returns which passages of a batch hold a text that is relevant to which query, int64 [2, E], for `excluded`.
+
+    A query that stands in a batch twice, with other positives each, has all of them.
+
+    Args:
+        query_keys: int64 [Q], numbers that stand for the queries' texts.
+        relevant: int64 [R, 2], keys of a query and of a text that is relevant to it.
+        passage_keys: int64 [P].
+    """
+    query, entry = _equal(query_keys, relevant[:, 0])
+    chosen, passage = _equal(relevant[entry, 1], passage_keys)
+    pairs: Tensor = torch.unique(torch.stack([query[chosen], passage]), dim=1)
+    return pairs
+
+
+def _equal(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns all pairs of places at which two int64 vectors hold the same number."""
+    ordered, order = right.sort()
+    first = torch.searchsorted(ordered, left)
+    counts = torch.searchsorted(ordered, left, right=True) - first
+    places = torch.arange(len(left), device=left.device).repeat_interleave(counts)
+    ends = counts.cumsum(dim=0)
+    offsets = torch.arange(len(places), device=left.device) - (ends - counts)[places]
+    return places, order[first[places] + offsets]

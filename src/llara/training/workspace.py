@@ -33,7 +33,7 @@ RECORD = "training.json"
 # Settings that do not decide the weights, and paths whose content is fingerprinted: a moved corpus is the same corpus.
 INCIDENTAL = {
     *("output", "offline", "verify", "device", "save_every", "keep", "log_every", "report_to", "trust_remote_code"),
-    *("model", "corpus", "train", "template", "bos", "token_budget", "measure_every"),
+    *("model", "corpus", "train", "queries", "dev", "template", "bos", "token_budget", "graph_budget", "measure_every"),
 }
 
 

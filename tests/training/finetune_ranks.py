@@ -1,0 +1,74 @@
+"""Fine-tunes in two processes, and in one that does the work of both, and leaves what came of it in a folder.
+
+    python -m tests.training.finetune_ranks BASE TRAIN FOLDER
+
+`test_finetune_ranks.py` compares the folders.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import peft  # noqa: F401  imported once, here, instead of in every child
+import torch
+
+from llara.training.finetune import finetune
+from llara.training.trainer import JobTrainer
+from tests.training.helpers import finetune_config
+from tests.training.processes import fork_ranks
+
+SETTINGS: dict[str, Any] = {
+    "steps": 4,
+    "learning_rate": 1e-3,
+    "negatives": 3,
+    "distill": "kl",
+    "lora_rank": 2,
+    "lora_dropout": 0.0,
+    "token_budget": 64,
+    "graph_budget": 64,
+    "log_every": 1,
+    "save_every": 2,
+    "measure_every": 2,
+}
+KILLED_AT = 3
+
+
+def run(base: Path, train: Path, where: Path, batch_size: int, killed: int | None = None) -> None:
+    """Fine-tunes, and writes down how many passes each batch had; `killed` is a step to die in."""
+    rank = int(os.environ.get("RANK", "0"))
+    original = JobTrainer.training_step
+
+    def training_step(self: Any, model: Any, inputs: Any, counts: Any = None) -> Any:
+        with (where / f"rank-{rank}.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps([inputs["number"], len(inputs["passes"])]) + "\n")
+        if rank == 1 and self.state.global_step == killed:
+            os.kill(os.getpid(), 9)
+        return original(self, model, inputs, counts)
+
+    JobTrainer.training_step = training_step  # type: ignore[method-assign]
+    config = finetune_config(base, train, where / "model", batch_size=batch_size, dev=(train,), **SETTINGS)
+    result = finetune(config)
+    (where / f"result-{rank}.json").write_text(json.dumps([result.steps, dict(result.log)]))
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    base, train, folder = map(Path, sys.argv[1:4])
+
+    def scenario(name: str, world: int, batch_size: int, killed: int | None = None) -> list[int]:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        return fork_ranks(lambda _: run(base, train, folder / name, batch_size, killed), world)
+
+    codes = {
+        "alone": scenario("alone", 1, 6),
+        "together": scenario("together", 2, 3),
+        "killed": scenario("killed", 2, 3, KILLED_AT),
+        "resumed": scenario("killed", 2, 3),
+    }
+    (folder / "codes.json").write_text(json.dumps(codes))
+
+
+if __name__ == "__main__":
+    main()
