@@ -70,6 +70,12 @@ def test_unknown_flags_come_with_the_nearest_name_and_all_other_faults() -> None
     )
 
 
+def test_a_command_without_any_flag_names_those_that_are_required() -> None:
+    model = "--model: is required (a folder, a hub id, or mini)"
+    for line, flag in (("adapt", "--corpus"), ("finetune", "--train"), ("encode", "--corpus")):
+        assert set(faults(line)) == {"--output: is required", f"{flag}: is required", model}
+
+
 @pytest.mark.parametrize(
     ("line", "fault"),
     [

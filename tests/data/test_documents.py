@@ -16,6 +16,7 @@ Write = Callable[[str, Any], Path]
 BAD_JSON = [
     (b'{"_id": "a", "text": }', "broken JSON: Expecting value at column 22"),
     (b'{"_id": "a"', "broken JSON: Expecting ',' delimiter at column 12"),
+    (b'{"_id": "a\x00"}', "broken JSON: Invalid control character at column 11"),
     (b"", "blank line"),
     (b"  \t", "blank line"),
     (b'["a"]', "not a JSON object but a list"),

@@ -14,9 +14,10 @@ from llara.model import EmbeddingModel
 from llara.training import adapt as adapt_module
 from llara.training import final
 from llara.training.adapt import adapt
+from llara.training.finetune import finetune
 from llara.training.lora import add_lora, merge_lora
 from tests import tiny
-from tests.training.helpers import adapt_config, write_text
+from tests.training.helpers import adapt_config, finetune_config, write_lines, write_text
 
 TEXTS = ["the sky is blue", "read a file line by line and close it"]
 RELEASE_TOKENS = [f"<s{i}>" for i in range(1, 17)]
@@ -152,6 +153,21 @@ def test_dropout_on_experts_says_what_to_do() -> None:
         injected("mixtral", lora_dropout=0.1)
     model, peft_model = injected("mixtral", size=0.1, lora_dropout=0.1, lora_modules=("q_proj", "v_proj"))
     merge_lora(model, peft_model)
+
+
+def test_a_layer_that_is_not_there_is_found_before_the_corpus_is_read(corpus: Path, tmp_path: Path) -> None:
+    config = settings(tiny.save_base(tmp_path / "base"), corpus, tmp_path / "out", lora_rank=2, lora_modules=("nope",))
+    with pytest.raises(ConfigError, match=r"--lora-modules: .*nope"):
+        adapt(config)
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
+def test_lora_where_a_job_does_not_look_is_refused(tmp_path: Path) -> None:
+    rows = [{"query": "the sky", "pos": ["the sky is blue"], "neg": ["read a file"]}] * 2
+    train = write_lines(tmp_path / "train.jsonl", rows)
+    base = tiny.save_base(tmp_path / "base")
+    with pytest.raises(ConfigError, match="--lora-modules: names no layer that this job reads"):
+        finetune(finetune_config(base, train, tmp_path / "out", lora_rank=2, lora_modules=("lm_head",)))
 
 
 @pytest.mark.parametrize(("family", "name"), [("gpt2", "wte"), ("opt", "lm_head")])

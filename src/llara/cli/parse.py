@@ -213,13 +213,17 @@ def _settle(command: Command, given: dict[str, Any], unknown: Sequence[str]) -> 
     config: JobConfig | None = None
     try:
         # Placeholders for what is missing let the other checks speak in the same breath.
-        config = cls(**{f.name: Path() for f in fields(cls) if f.default is MISSING} | settings)
+        config = cls(**{f.name: _placeholder(f.type) for f in fields(cls) if f.default is MISSING} | settings)
     except ConfigError as error:
         known = {problem.partition(":")[0] for problem in problems}
         problems += [problem for problem in error.problems if problem.partition(":")[0] not in known]
     if problems or config is None:
         raise ConfigError(problems)
     return Parsed(command, config, Options(**{k: v for k, v in given.items() if k in option_names}))
+
+
+def _placeholder(kind: Any) -> Any:
+    return () if get_origin(kind) is tuple else Path()
 
 
 def _missing(cls: type[JobConfig], settings: dict[str, Any]) -> Iterator[str]:

@@ -65,7 +65,7 @@ def parse_object(row: Row) -> dict[str, Any]:
     try:
         value = json.loads(text, parse_constant=_reject_constant)
     except json.JSONDecodeError as error:
-        _bad(row, f"broken JSON: {error.msg} at column {error.pos + 1}")
+        _bad(row, f"broken JSON: {error.msg.removesuffix(' at')} at column {error.pos + 1}")
     except ValueError as error:  # NaN, or a number of thousands of digits
         _bad(row, f"broken JSON: {error}")
     except RecursionError:

@@ -55,11 +55,11 @@ def adapt(config: AdaptConfig) -> TrainResult:
         "--chunk-length with the template",
     )
     plan = choose_passes(plan, model, template, config)
+    peft_model = add_lora(model, config) if config.lora_rank else None  # refuses before the corpus is tokenised
     with Workspace(config, identity, ranks) as work:
         with ranks.in_turn():
             chunks = prepare(work.folder / "chunks", config, model)
         _check_chain(chunks, config)
-        peft_model = add_lora(model, config) if config.lora_rank else None
         module, source = assemble(config, model, plan, chunks)
         steps = steps_for(config, source.batches or 0, ranks.world)
         label, measure = f"adapt ({config.objective})", recall(module, source)

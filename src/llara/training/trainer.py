@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, ProgressCallback, set_seed
 
 from llara.config import TrainConfig
-from llara.errors import LlaraError
+from llara.errors import ConfigError, LlaraError
 from llara.progress import note
 from llara.training import checkpoint
 from llara.training.arguments import mixed_precision, shards, training_arguments
@@ -119,6 +119,8 @@ class JobTrainer(SavingTrainer):
         self._step: list[tuple[int, Tensor, Tensor]] = []
         # Made now: a source is asked by one thread at a time.
         self._empty = source.empty() if self.ranks.world > 1 or source.batches is not None else None
+        if not any(weight.requires_grad for weight in module.parameters()):
+            raise ConfigError("--lora-modules: names no layer that this job reads; fine-tuning reads no LM head")
         weight = next(module.parameters())
         module._no_split_modules = layer_names(module)
         arguments = training_arguments(
