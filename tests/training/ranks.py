@@ -57,13 +57,18 @@ def stopped(folder: Path, where: str, ranks: Ranks) -> None:
 
 
 def run(config: AdaptConfig, seen: Path, killed: int | None = None) -> None:
-    """Adapts, and writes down which chunks each of this process's batches holds; `killed` is a step to die in."""
+    """Adapts, and writes down the rows of each of this process's batches; `killed` is a step to die in."""
     rank = int(os.environ.get("RANK", "0"))
     original = JobTrainer.training_step
 
     def training_step(self: Any, model: Any, inputs: Any, counts: Any = None) -> Any:
-        known = self.source.batches is None or inputs["number"] < self.source.batches
-        rows = self.source.rows(inputs["number"]).tolist() if known else []
+        # An empty pass is a row of the template alone, which this tokenizer's BOS makes.
+        rows = [
+            row[:length].tolist()
+            for each in inputs["passes"]
+            for row, length in zip(each["shared"], each["text_lengths"].tolist(), strict=True)
+            if length > 1
+        ]
         with (seen / f"rank-{rank}.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps([inputs["number"], rows, len(inputs["passes"])]) + "\n")
         if rank == 1 and self.state.global_step == killed:

@@ -57,8 +57,8 @@ def test_what_is_no_number_in_one_process_stops_both(made: Path, where: str, wha
     assert ": " + ", ".join(f"row {row}" for row in rows) in found[0]["said"]
 
 
-def seen(folder: Path, rank: int) -> list[tuple[int, list[int], int]]:
-    """The batches that a process trained on: number, chunks, passes."""
+def seen(folder: Path, rank: int) -> list[tuple[int, list[list[int]], int]]:
+    """The batches that a process trained on: number, token ids of its chunks, passes."""
     lines = (folder / f"rank-{rank}.jsonl").read_text().splitlines()
     return [(number, rows, passes) for number, rows, passes in map(json.loads, lines)]
 
@@ -70,7 +70,7 @@ def test_two_processes_share_out_the_batches_of_one(made: Path) -> None:
     assert [[number for number, _, _ in mine] for mine in both] == [
         [number for number, _, _ in alone if number % 2 == rank] for rank in (0, 1)
     ]
-    chunks = [row for _, rows, _ in alone for row in rows]
+    chunks = [tuple(row) for _, rows, _ in alone for row in rows]
     assert len(set(chunks)) == len(chunks) == 20, "one pass over the corpus takes every chunk once"
     assert any(not rows for _, rows, _ in alone), "the last step is short of a batch"
     assert max(passes for _, _, passes in alone) > 1, "batches are cut by the token budget"
