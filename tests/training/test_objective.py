@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import masking_utils
 
 from llara.contract import Contract
 from llara.model import EmbeddingModel
@@ -264,3 +266,55 @@ def test_half_batches_add_up_to_one() -> None:
         loss, _ = module(batch_of(TEXTS[half], NEXT["some"][half], prompts, plan), counts)
         loss.backward()
     assert_same_gradient(gradient(model), whole)
+
+
+class RefuseSyncs(TorchDispatchMode):
+    """Raises where the values of a tensor decide what is done next, for which a GPU would have to be waited for."""
+
+    OPERATIONS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "is_nonzero", "equal")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        by_mask = func.overloadpacket.__name__ == "index" and any(
+            each.dtype == torch.bool for each in args[1] if each is not None
+        )
+        if by_mask or func.overloadpacket.__name__ in self.OPERATIONS:
+            raise AssertionError(f"waits for the device: {func}")
+        return func(*args, **(kwargs or {}))
+
+
+STEPS = [("ebae+ebar", True, 0.0), ("ebae+ebar", True, 1.0), ("ebae+ebar", False, 1.0), ("ebar", True, 0.0)]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+@pytest.mark.parametrize(("objective", "one_pass", "lm_weight"), [*STEPS, ("lm", True, 0.0)])
+def test_no_step_waits_for_the_device(
+    family: str, objective: Any, one_pass: bool, lm_weight: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make(RELEASE, family)
+    if (objective, one_pass) != ("ebae+ebar", True):
+        # Where no mask is handed in, transformers itself asks once per pass whether texts are packed into one row.
+        monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", lambda position_ids: None)
+    prompts, plan = prompts_of(model), Plan(objective, one_pass, 1.0, lm_weight)
+    batch = batch_of(TEXTS, NEXT["some"], prompts, plan)
+    module = AdaptModule(model, prompts, plan)
+    with RefuseSyncs():
+        module(batch, batch["counts"])[0].backward()
+
+    # On the meta device tensors have no values at all, and none that was left on the CPU can be mixed in.
+    model.lm.to("meta")
+    elsewhere = {key: value.to("meta") if isinstance(value, Tensor) else value for key, value in batch.items()}
+    loss, sums = module(elsewhere, elsewhere["counts"])
+    loss.backward()
+    assert (loss.device.type, sums.device.type) == ("meta", "meta")
+
+
+def test_the_guard_against_waiting_finds_what_waits() -> None:
+    values = torch.tensor([1.0, 0.0])
+    for waits in (
+        lambda: values[values > 0],
+        lambda: values[0].item(),
+        lambda: values.nonzero(),
+        lambda: bool(values[0]),
+    ):
+        with pytest.raises(AssertionError, match="waits for the device"), RefuseSyncs():
+            waits()

@@ -108,7 +108,7 @@ def language_model_loss(
         losses = [checkpoint(_cross_entropy, part, wanted, head, use_reentrant=False) for part, wanted in parts]
         return torch.stack(losses).sum()
     total: Tensor
-    if weight is not None and weight.dtype == states.dtype and not torch.is_autocast_enabled(states.device.type):
+    if weight is not None and weight.dtype == states.dtype and not _autocasts(states.device):
         total = _LinearCrossEntropy.apply(states, weight, labels, chunk)  # type: ignore[no-untyped-call]
         return total
     weights = trained_leaves(head(states[:1].detach())) if torch.is_grad_enabled() else []
@@ -130,6 +130,10 @@ def trained_leaves(output: Tensor) -> list[Tensor]:
             leaves[id(node.variable)] = node.variable
         nodes.extend(following for following, _ in node.next_functions)
     return list(leaves.values())
+
+
+def _autocasts(device: torch.device) -> bool:
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
 
 
 def _cross_entropy(states: Tensor, labels: Tensor, head: Head) -> Tensor:
