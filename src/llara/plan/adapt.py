@@ -70,7 +70,7 @@ class _Sizes(NamedTuple):
 def estimate(config: PlanAdaptConfig, started: float) -> Estimate:
     """Returns the plan; `started` is how many seconds the start of the process took. See `jobs.plan_adapt`."""
     found = survey(config.corpus, config.sample, config.seed)
-    texts = documents(found.sample)
+    texts = documents(found.sample, needs_id=False)
     outline, clock = _outline(config), Clock()
     reason = _why_not_run(config, outline)
     with clock.part("start"):
@@ -102,7 +102,7 @@ def estimate(config: PlanAdaptConfig, started: float) -> Estimate:
         disk_after=sizes.model,
         disk_free=free_disk(config.output),
         fleet=fleet,
-        notes=_notes(found, speed, reason),
+        notes=_notes(config, found, speed, reason),
         next_command=command_line("adapt", AdaptConfig, config),
     )
 
@@ -264,12 +264,14 @@ def _shown(config: PlanAdaptConfig, found: Survey, amounts: _Amounts, cells: Cel
     }
 
 
-def _notes(found: Survey, speed: Speed | None, reason: str) -> tuple[str, ...]:
+def _notes(config: PlanAdaptConfig, found: Survey, speed: Speed | None, reason: str) -> tuple[str, ...]:
     how = "counted" if found.counted else "estimated"
     notes = [
         f"documents were {how}; tokens and chunks are those of {len(found.sample):,} of them, in proportion to bytes",
         *found.remarks,
     ]
+    if config.deduplicate:
+        notes.append("copies of documents will be left out; only those within the sample are, so there may be fewer")
     if speed is None:
         return (*notes, reason)
     steps = "one real step" if speed.steps == 1 else f"{speed.steps:,} real steps"

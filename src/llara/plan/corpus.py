@@ -87,8 +87,8 @@ def survey(paths: Sequence[Path], count: int, seed: int) -> Survey:
     )
 
 
-def documents(sample: Iterable[Sampled]) -> list[Document]:
-    """Returns the documents of a sample.
+def documents(sample: Iterable[Sampled], *, needs_id: bool = True) -> list[Document]:
+    """Returns the documents of a sample; see `parse_document`.
 
     Raises:
         DataError: A row is bad: the job would stop at it, too.
@@ -96,7 +96,7 @@ def documents(sample: Iterable[Sampled]) -> list[Document]:
     found = []
     for each in sample:
         try:
-            found.append(parse_document(each.row))
+            found.append(parse_document(each.row, needs_id=needs_id))
         except DataError as error:
             if each.near is None:
                 raise
