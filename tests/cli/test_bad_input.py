@@ -154,6 +154,24 @@ def test_model_that_is_nowhere(run: Run, tmp_path: Path, corpus: Path) -> None:
     assert "hf download some-org/some-model" in errors(err)[0]
 
 
+@pytest.mark.parametrize("command", ["adapt", "encode"])
+def test_models_of_other_kinds(run: Run, tmp_path: Path, corpus: Path, command: str) -> None:
+    def refusal(**settings: object) -> str:
+        folder = tmp_path / "model"
+        folder.mkdir(exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(settings))
+        code, out, err = run(command, "--model", folder, "--corpus", corpus, "--output", tmp_path / "out")
+        assert (code, out) == (2, "")
+        assert not (tmp_path / "out").exists()
+        (error,) = errors(err)
+        return error
+
+    assert "model: is an encoder (bert), whose positions see what stands after them" in refusal(model_type="bert")
+    reranker = refusal(model_type="llama", architectures=["LlamaForSequenceClassification"])
+    assert "model: is a reranker, which scores a query with a document" in reranker
+    assert "model: has no tokenizer" in refusal(model_type="t5")
+
+
 def test_output_of_another_configuration(run: Run, tmp_path: Path, corpus: Path) -> None:
     vectors = tmp_path / "vectors"
     assert run("encode", "--model", "mini", "--corpus", corpus, "--output", vectors)[0] == 0
