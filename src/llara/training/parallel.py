@@ -142,13 +142,3 @@ def unreached(module: nn.Module, *inputs: Any) -> list[str]:
     missed = [name for name, value in module.named_parameters() if value.requires_grad and value.grad is None]
     module.zero_grad(set_to_none=True)
     return missed
-
-
-def require_one_process(job: str) -> None:
-    """Refuses a start by torchrun, for a job whose examples are compared within one process.
-
-    Raises:
-        ConfigError: Several processes were started.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError(f"{job} runs in one process for now; start it without torchrun or accelerate launch")

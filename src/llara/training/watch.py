@@ -152,7 +152,12 @@ class Watcher(TrainerCallback):
         if state.global_step >= state.max_steps or self.trainer.measures_now():
             control.should_log = True  # the last steps count too, where log_every does not divide their number
         if self.progress is not None:
-            self.progress.advance(1, **_shown(state.log_history))
+            self.progress.advance(1)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Shows the values of a log entry."""
+        if self.progress is not None and "loss" in logs:
+            self.progress.advance(0, **_shown(logs))
 
     def close(self, error: BaseException | None) -> None:
         """Ends the progress line; `error` is what stopped the run, if anything did."""
@@ -160,9 +165,6 @@ class Watcher(TrainerCallback):
             self.progress.__exit__(type(error) if error else None, error, None)
 
 
-def _shown(history: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    last: Mapping[str, Any] = history[-1] if history else {}
-    shown = {label: f"{last[key]:.4g}" for key, label in SHOWN.items() if key in last}
-    if "tokens_per_second" in last:
-        shown["tokens/s"] = f"{last['tokens_per_second']:,.0f}"
-    return shown
+def _shown(entry: Mapping[str, Any]) -> dict[str, str]:
+    shown = {label: f"{entry[key]:.4g}" for key, label in SHOWN.items() if key in entry}
+    return shown | {"tokens/s": f"{entry['tokens_per_second']:,.0f}"}
