@@ -9,7 +9,7 @@ import pytest
 from llara.cli.parse import config_class, field_help
 from llara.cli.show import next_command, to_text
 from llara.cli.table import COMMANDS
-from llara.config import IndexConfig, SearchConfig
+from llara.config import FinetuneConfig, IndexConfig, MineConfig, RerankConfig, SearchConfig
 from llara.index.base import Manifest
 
 
@@ -58,6 +58,17 @@ def test_a_search_names_the_model_that_its_index_does_not_lead_to(
     (folder / "model").mkdir()
     config = IndexConfig(output=folder, type=kind, vectors=Path("v"))
     assert next_command("index", config, None) == f"llara search 'YOUR QUESTION' --index {folder}{flag}"
+
+
+def test_what_follows_a_reranker_a_reranked_run_and_mined_negatives() -> None:
+    made = FinetuneConfig(model="m", train=(Path("t"),), output=Path("out"), task="rerank")
+    line = "llara rerank --model out --run RUN --queries FILE --corpus PATH --output RUN"
+    assert next_command("finetune", made, None) == line
+    given = {"queries": Path("q"), "run": Path("first"), "output": Path("second")}
+    line = "llara evaluate --run first second --qrels FILE"
+    assert next_command("rerank", RerankConfig(model="m", **given), None) == line
+    mined = "llara finetune --model DIR --train second --output DIR"
+    assert next_command("mine", MineConfig(**given), None) == mined
 
 
 def test_a_run_of_a_split_is_evaluated_on_that_split() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llara.cli.hits import render_hits
-from llara.config import IndexConfig, JobConfig, RerankConfig, SearchConfig
+from llara.config import FinetuneConfig, IndexConfig, JobConfig, RerankConfig, SearchConfig
 from llara.invocation import shell_line
 
 
@@ -102,6 +102,9 @@ def next_command(name: str, config: JobConfig, result: Any) -> str | None:
     }
     if isinstance(config, IndexConfig):
         words["index"] += _model_flag(config.output)
+    if isinstance(config, FinetuneConfig) and config.task == "rerank":
+        more = ["--queries", "FILE", "--corpus", "PATH", "--output", "RUN"]
+        words["finetune"] = ["rerank", "--model", config.output, "--run", "RUN", *more]
     if isinstance(config, RerankConfig):  # beside the run it began with
         words["rerank"] = ["evaluate", "--run", config.run, output, "--qrels", "FILE"]
     if isinstance(config, SearchConfig):

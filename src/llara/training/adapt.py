@@ -1,7 +1,6 @@
 """Stage 1, adaptation: EBAE + EBAR on plain text, no labels (Llama2Vec, section 3)."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -12,17 +11,17 @@ from llara.model import TOKEN_BUDGET, EmbeddingModel
 from llara.parity import check_branches, check_head, check_padding
 from llara.progress import note
 from llara.templates import BoundTemplate
-from llara.training.arguments import check_integrations, precision, steps_for
+from llara.training.arguments import steps_for
 from llara.training.chunks import ChunkStore, fingerprint
 from llara.training.final import final_model
 from llara.training.lora import add_lora
 from llara.training.objective import BRANCHES, NAMES, AdaptModule, Plan, Prompts
-from llara.training.parallel import Ranks, join
+from llara.training.opening import open_run
 from llara.training.prepare import prepare_chunks
 from llara.training.source import ChunkSource
 from llara.training.targets import stop_words, target_weights
 from llara.training.trainer import JobTrainer, Measure, to_device
-from llara.training.workspace import TrainResult, Workspace, finished, identity_of
+from llara.training.workspace import TrainResult, Workspace
 
 
 def adapt(config: AdaptConfig) -> TrainResult:
@@ -40,15 +39,12 @@ def adapt(config: AdaptConfig) -> TrainResult:
         ModelError: A model that cannot be adapted; says why.
         StorageError: The output belongs to another configuration, or the disk is full.
     """
-    check_integrations(config.report_to)
-    ranks = join(config)
-    torch.manual_seed(config.seed)
-    model = load_model(config, for_training=True, new_template=True)
-    plan = objective_of(config, model)
-    identity = ranks.ask(lambda: _identity(config, model, ranks))
-    earlier = ranks.ask(lambda: finished(config, identity))
+    ranks, model, identity, earlier = open_run(
+        config, "adapt", lambda: _load(config), lambda: {"corpus": fingerprint(config.corpus)}
+    )
     if earlier is not None:
         return earlier
+    plan = objective_of(config, model)
     template = model.bind()
     model.check_length(
         config.chunk_length + max(template.query.overhead, template.passage.overhead),
@@ -67,16 +63,10 @@ def adapt(config: AdaptConfig) -> TrainResult:
         return work.publish(final_model(config, model, module, peft_model, ranks), steps, log)
 
 
-def _identity(config: AdaptConfig, model: EmbeddingModel, ranks: Ranks) -> dict[str, Any]:
-    return identity_of(
-        config,
-        "adapt",
-        model.fingerprint,
-        model.contract,
-        {"corpus": fingerprint(config.corpus)},
-        precision(config, next(model.lm.parameters())),
-        ranks.world,
-    )
+def _load(config: AdaptConfig) -> EmbeddingModel:
+    model = load_model(config, for_training=True, new_template=True)
+    objective_of(config, model)  # refuses what cannot be adapted before the corpus is read
+    return model
 
 
 def prepare(folder: Path, config: AdaptConfig, model: EmbeddingModel) -> ChunkStore:

@@ -10,6 +10,8 @@ import numpy as np
 from llara.config import FinetuneConfig
 from llara.contract import Contract
 from llara.data.store import ExampleSet, SetSource, TrainingData, prepare_examples
+from llara.pairs import PairContract
+from llara.training.chunks import fingerprint
 from llara.training.mixture import Mixture
 
 
@@ -43,7 +45,7 @@ class ExampleDraw:
         sets: Sequence[ExampleSet],
         weights: Sequence[int],
         config: FinetuneConfig,
-        contract: Contract,
+        contract: Contract | PairContract,
         world: int = 1,
     ) -> None:
         self.sets, self.config, self.contract = sets, config, contract
@@ -109,3 +111,16 @@ def open_examples(folder: Path, config: FinetuneConfig) -> Opened:
     sets += [SetSource(path, config.dev_split) for path in dict.fromkeys(config.dev)]
     found = prepare_examples(folder, TrainingData(sets, config.corpus, config.queries))
     return Opened(found[: len(counted)], list(counted.values()), found[len(counted) :])
+
+
+def data_identity(config: FinetuneConfig) -> dict[str, str]:
+    """Returns what stands for the content of all files that examples are read from."""
+    data = {"train": fingerprint(config.train)}
+    if config.corpus:
+        data["corpus"] = fingerprint(config.corpus)
+    if config.queries is not None:
+        data["queries"] = fingerprint((config.queries,))
+    if config.dev:
+        # They choose among the steps, so how often does decide the weights here.
+        data |= {"dev": fingerprint(config.dev), "measure_every": str(config.measure_every)}
+    return data

@@ -13,13 +13,12 @@ from llara.loading import load_model
 from llara.model import EmbeddingModel
 from llara.progress import note
 from llara.training.lora import add_lora, merge_lora
+from llara.training.opening import Model
 from llara.training.parallel import Ranks
 from llara.training.sharding import is_sharded, put_weights, trained_weights
 
 
-def final_model(
-    config: TrainConfig, model: EmbeddingModel, module: nn.Module, peft_model: Any, ranks: Ranks
-) -> EmbeddingModel:
+def final_model(config: TrainConfig, model: Model, module: nn.Module, peft_model: Any, ranks: Ranks) -> Model:
     """Returns the trained model as it is published; called by all processes, of which the first one gets it.
 
     Args:
@@ -34,6 +33,7 @@ def final_model(
             merge_lora(model, peft_model)
         return model
     weights = trained_weights(module, keep=ranks.first)
+    assert isinstance(model, EmbeddingModel), "a reranker is trained whole, in each process"
     return rebuild(config, model, weights) if ranks.first else model
 
 

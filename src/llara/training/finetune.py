@@ -2,9 +2,6 @@
 
 from dataclasses import replace
 from functools import partial
-from typing import Any
-
-import torch
 
 from llara.config import FinetuneConfig
 from llara.contract import Contract
@@ -12,21 +9,23 @@ from llara.loading import load_model
 from llara.model import EmbeddingModel
 from llara.parity import check_padding
 from llara.progress import note
-from llara.training.arguments import check_integrations, precision, steps_for
-from llara.training.chunks import fingerprint
+from llara.training.arguments import steps_for
 from llara.training.contrast import ContrastModule, ContrastSource, matryoshka_of
 from llara.training.dev import DevMeasure, make_pool
-from llara.training.examples import ExampleDraw, Opened, open_examples
+from llara.training.examples import ExampleDraw, Opened, data_identity, open_examples
 from llara.training.final import final_model
 from llara.training.lora import add_lora
-from llara.training.parallel import Ranks, join
+from llara.training.opening import open_run
+from llara.training.rerank import finetune_reranker
 from llara.training.selection import run_to_best
 from llara.training.trainer import JobTrainer, Measure
-from llara.training.workspace import TrainResult, Workspace, finished, identity_of
+from llara.training.workspace import TrainResult, Workspace
 
 
 def finetune(config: FinetuneConfig) -> TrainResult:
     """Trains a model so that a query's vector lies near those of its relevant passages.
+
+    With the task `rerank` it trains a reranker, see `finetune_reranker`.
 
     Args:
         config: See `FinetuneConfig`.
@@ -40,16 +39,9 @@ def finetune(config: FinetuneConfig) -> TrainResult:
         ModelError: A model that cannot be loaded.
         StorageError: The output belongs to another configuration, or the disk is full.
     """
-    check_integrations(config.report_to)
-    ranks = join(config)
-    torch.manual_seed(config.seed)
-    model = load_model(config, for_training=True, new_template=True)
-    base = model.fingerprint
-    model.contract = training_contract(model.contract, config)
-    model.check_lengths()
-    matryoshka_of(config, model.dim)
-    identity = ranks.ask(lambda: _identity(config, model, base, ranks))
-    earlier = ranks.ask(lambda: finished(config, identity))
+    if config.task == "rerank":
+        return finetune_reranker(config)
+    ranks, model, identity, earlier = open_run(config, "finetune", lambda: _load(config), lambda: data_identity(config))
     if earlier is not None:
         return earlier
     check_padding(model, model.bind(), model.contract.passage_length)
@@ -81,22 +73,13 @@ def dev_measure(
     return partial(DevMeasure(pool, source, config), module)
 
 
-def _identity(config: FinetuneConfig, model: EmbeddingModel, base: str, ranks: Ranks) -> dict[str, Any]:
-    precise = precision(config, next(model.lm.parameters()))
-    return identity_of(config, "finetune", base, model.contract, data_identity(config), precise, ranks.world)
-
-
-def data_identity(config: FinetuneConfig) -> dict[str, str]:
-    """Returns what stands for the content of all files that examples are read from."""
-    data = {"train": fingerprint(config.train)}
-    if config.corpus:
-        data["corpus"] = fingerprint(config.corpus)
-    if config.queries is not None:
-        data["queries"] = fingerprint((config.queries,))
-    if config.dev:
-        # They choose among the steps, so how often does decide the weights here.
-        data |= {"dev": fingerprint(config.dev), "measure_every": str(config.measure_every)}
-    return data
+def _load(config: FinetuneConfig) -> EmbeddingModel:
+    """Returns the model, with the contract that it is to be saved with."""
+    model = load_model(config, for_training=True, new_template=True)
+    model.contract = training_contract(model.contract, config)
+    model.check_lengths()
+    matryoshka_of(config, model.dim)
+    return model
 
 
 def training_contract(contract: Contract, config: FinetuneConfig) -> Contract:

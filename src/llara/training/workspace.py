@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llara.config import TrainConfig, to_plain
-from llara.contract import FILE_NAME, Contract
+from llara.contract import FILE_NAME, Storable
 from llara.errors import StorageError
 from llara.files import (
     IDENTITY,
@@ -26,6 +26,7 @@ from llara.files import (
     save_config,
 )
 from llara.model import EmbeddingModel
+from llara.reranker import Reranker
 from llara.training.checkpoint import list_checkpoints
 from llara.training.parallel import Ranks
 
@@ -51,7 +52,7 @@ def identity_of(
     config: TrainConfig,
     stage: str,
     base_fingerprint: str,
-    contract: Contract,
+    contract: Storable,
     data: Mapping[str, str],
     precision: str = "float32",
     processes: int = 1,
@@ -142,11 +143,11 @@ class Workspace:
                 elif entry.name != LOCK:
                     entry.unlink()
 
-    def publish(self, model: EmbeddingModel, steps: int, log: Mapping[str, float]) -> TrainResult:
+    def publish(self, model: EmbeddingModel | Reranker, steps: int, log: Mapping[str, float]) -> TrainResult:
         """Saves the model with its settings and log, gives it its final name, and removes the work folder."""
         return self.ranks.ask(lambda: self._publish(model, steps, log))
 
-    def _publish(self, model: EmbeddingModel, steps: int, log: Mapping[str, float]) -> TrainResult:
+    def _publish(self, model: EmbeddingModel | Reranker, steps: int, log: Mapping[str, float]) -> TrainResult:
         staged = self.folder / "model"
         if staged.exists():
             shutil.rmtree(staged)
