@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from llara.config import AdaptConfig
 from llara.encoding.documents import document_line
 from llara.errors import DataError
 from llara.hardware import parse_fleet
-from llara.loading import load_model, pick_device
+from llara.loading import load_model, pick_device, pick_dtype, trains_in_full
 from llara.model import EmbeddingModel
 from llara.plan.calibrate import Cells, Speed, look_at, train_a_little
 from llara.plan.config import GPU_BUDGET, PlanAdaptConfig, command_line
 from llara.plan.corpus import Survey, documents, survey
-from llara.plan.fleet import Load, estimate_training
+from llara.plan.fleet import Load, estimate_training, with_lora
 from llara.plan.measure import (
     Clock,
     device_memory,
@@ -85,7 +86,7 @@ def estimate(config: PlanAdaptConfig, started: float) -> Estimate:
             note(f"calibrating: about {config.calibrate:g} s of training on {len(texts):,} documents of the corpus")
             speed = train_a_little(config, model, objective, chunks, folder)
             memory = peak_memory(model.device)
-        sizes = _sizes(config, model, folder, found, amounts, speed)
+        sizes = _sizes(config, outline, folder, found, amounts, speed.checkpoint_bytes if speed else 0)
         if config.fleet:
             fleet = _fleet(config, chunks, amounts)
     if speed is not None:
@@ -172,19 +173,27 @@ def _amounts(config: PlanAdaptConfig, found: Survey, chunks: ChunkStore) -> _Amo
 
 
 def _sizes(
-    config: PlanAdaptConfig, model: EmbeddingModel, folder: Path, found: Survey, amounts: _Amounts, speed: Speed | None
+    config: PlanAdaptConfig, outline: EmbeddingModel, folder: Path, found: Survey, amounts: _Amounts, written: int
 ) -> _Sizes:
-    weights = [(weight.numel(), weight.element_size(), weight.requires_grad) for weight in model.lm.parameters()]
-    model.tokenizer.save_pretrained(folder / "tokenizer")
-    beside = LOG_LINE * math.ceil(amounts.steps / config.log_every) + PROBE_NUMBERS * model.dim
+    """Returns the sizes on disk; `written` is that of a checkpoint, or 0 where none was written."""
+    outline.tokenizer.save_pretrained(folder / "tokenizer")
+    beside = LOG_LINE * math.ceil(amounts.steps / config.log_every) + PROBE_NUMBERS * outline.dim
     prepared = folder / "chunks"
     fixed = sum((prepared / name).stat().st_size for name in FIXED)
-    trained = sum(count * width for count, width, needed in weights if needed)
+    in_full = torch.float32 if trains_in_full(config) else pick_dtype(config.dtype, pick_device(config.device))
+    count = sum(weight.numel() for weight in outline.lm.parameters())
     return _Sizes(
         text=round((folder_bytes(prepared) - fixed) * found.scale) + fixed,
-        checkpoint=speed.checkpoint_bytes if speed else 3 * trained,
-        model=sum(count * width for count, width, _ in weights) + folder_bytes(folder / "tokenizer") + beside,
+        checkpoint=written or _checkpoint(config, outline, in_full.itemsize),
+        model=count * in_full.itemsize + folder_bytes(folder / "tokenizer") + beside,
     )
+
+
+def _checkpoint(config: PlanAdaptConfig, outline: EmbeddingModel, width: int) -> int:
+    """Returns the size of a checkpoint: trained weights and two moments of each; those of LoRA are float32."""
+    model = with_lora(outline, config, config.lora_rank) if config.lora_rank else outline
+    trained: int = sum(weight.numel() for weight in model.lm.parameters() if weight.requires_grad)
+    return 3 * trained * (4 if config.lora_rank else width)
 
 
 def _disk(config: PlanAdaptConfig, amounts: _Amounts, sizes: _Sizes) -> dict[str, int]:

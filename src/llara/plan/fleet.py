@@ -167,7 +167,7 @@ class _Graph(NamedTuple):
 
 
 def _count(config: TrainConfig, model: EmbeddingModel, load: Load, half: bool, rank: int) -> _Graph:
-    model = _with_lora(model, config, rank) if rank else model
+    model = with_lora(model, config, rank) if rank else model
     sizes = [(weight.numel(), weight.requires_grad) for weight in model.lm.parameters()]
     one = run_on_meta(model, load.width, load.slots, torch.bfloat16 if half else torch.float32, train=True)
     kept, mixed = one.kept / one.width, half and not rank and config.dtype == "auto"
@@ -237,7 +237,7 @@ def _advice(
     return found or ["take GPUs with more memory, or a smaller model: none of the settings here is enough"]
 
 
-def _with_lora(model: EmbeddingModel, config: TrainConfig, rank: int) -> EmbeddingModel:
+def with_lora(model: EmbeddingModel, config: TrainConfig, rank: int) -> EmbeddingModel:
     """Returns a copy of the outline with LoRA in it, whose own weights are float32."""
     outline = copy.copy(model)
     outline.lm, outline.new_tokens = copy.deepcopy(model.lm), []  # rows of new tokens are few
