@@ -1,5 +1,6 @@
 """Training of rerankers: the objective, what a pass holds, what is trained, and what the folder says afterwards."""
 
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -220,3 +221,16 @@ def test_what_a_reranker_cannot_be_trained_on_is_named(base: Path, tmp_path: Pat
         assert f"{said}: " in str(caught.value)
     with pytest.raises(ConfigError, match="--length: goes with --task rerank"):
         finetune_config(base, bare, tmp_path, length=30)
+
+
+def test_the_preset_says_what_was_published_and_trains_a_llama(root: Path, base: Path, tmp_path: Path) -> None:
+    values = tomllib.loads((root / "recipes" / "rankllama_finetune.toml").read_text(encoding="utf-8"))
+    maps = tuple(values.pop("lora_modules"))
+    assert set(maps) == {"q_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj"}
+    published = {"task": "rerank", "lora_rank": 32, "lora_alpha": 64, "lora_dropout": 0.1, "negatives": 15}
+    assert published.items() <= values.items()
+    few = write_lines(tmp_path / "mined.jsonl", rows()[:4])
+    made = {"model": str(base), "train": (few,), "output": tmp_path / "out", "device": "cpu", "offline": True}
+    assert finetune(FinetuneConfig(**{**values, "lora_modules": maps, **made, "batch_size": 2})).steps == 2
+    contract = Reranker.load(str(tmp_path / "out"), device="cpu").contract
+    assert (contract.template.name, contract.query_length, contract.length) == ("rankllama", 32, 228)
