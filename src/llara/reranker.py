@@ -251,7 +251,8 @@ def load_reranker(
         lm = _merge_adapter(lm, folder, needs_head=not _has_head(below))
     model = Reranker(lm, tokenizer, contract, lambda: _fingerprint(record, {folder, below}, contract), config.model)
     if record is None:
-        note(f"{config.model}: no {contracts.FILE_NAME} in the folder; using template {contract.template.name}")
+        what = "is no reranker of llara yet" if for_training else f"no {contracts.FILE_NAME} in the folder"
+        note(f"{config.model}: {what}; using template {contract.template.name}, BOS {'yes' if contract.bos else 'no'}")
     elif contract == PairContract.from_dict(record["contract"], str(folder)):
         model.check_probe(record["probe"], folder)
     model.contract = contract.with_lengths(query_length, length)
