@@ -1,5 +1,6 @@
 """Who does what among the processes of a run; those that take two processes are in test_ranks.py."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,19 @@ def test_several_processes_do_not_share_a_device(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match=message):
         join(config(device=device))
+
+
+def test_sharding_that_would_not_happen_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "1")
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
+    with pytest.raises(ConfigError, match="shards models on GPUs alone, and this job runs on cpu"):
+        join(config())
+    with pytest.raises(ConfigError, match="give --fsdp_version 2"):
+        join(config(device="cuda"))
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    assert join(config(device="cuda")).world == 1
+    assert os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "false", "every process loads the weights"
 
 
 def test_weights_that_no_gradient_reaches_are_found_and_nothing_is_left_behind() -> None:

@@ -50,7 +50,7 @@ def adapt(config: AdaptConfig) -> TrainResult:
         config.chunk_length + max(template.query.overhead, template.passage.overhead),
         "--chunk-length with the template",
     )
-    plan = choose_passes(plan, model, template, config)
+    plan = ranks.ask(lambda: choose_passes(plan, model, template, config))  # all go one way, however close it is
     peft_model = add_lora(model, config) if config.lora_rank else None  # refuses before the corpus is tokenised
     with Workspace(config, identity, ranks) as work:
         with ranks.in_turn():

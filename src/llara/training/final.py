@@ -48,7 +48,7 @@ def rebuild(config: TrainConfig, model: EmbeddingModel, weights: Mapping[str, Te
         weights: The trained weights by their names in the run's module, where the language model is `lm`.
     """
     note(f"{config.model}: opening it again, whole, to put the trained weights in place")
-    whole = replace(config, device="cpu", quantize="none", dtype=_dtype(config, model))
+    whole = replace(config, device="cpu", quantize="none", dtype=_dtype(model))
     made = load_model(whole, for_training=True, new_template=True)
     made.contract = model.contract
     peft_model = add_lora(made, whole) if config.lora_rank else None
@@ -60,9 +60,7 @@ def rebuild(config: TrainConfig, model: EmbeddingModel, weights: Mapping[str, Te
     return made
 
 
-def _dtype(config: TrainConfig, model: EmbeddingModel) -> Literal["float32", "bfloat16", "auto"]:
+def _dtype(model: EmbeddingModel) -> Literal["float32", "bfloat16"]:
     """Returns the dtype to merge and save in: that of the run, but float32 where this CPU cannot compute in it."""
-    if not config.lora_rank:
-        return config.dtype if config.dtype != "float16" else "auto"
     ran = model.lm.get_input_embeddings().weight.dtype
     return "bfloat16" if ran == torch.bfloat16 and probe_torch()[2] == WORKS else "float32"

@@ -21,6 +21,7 @@ from llara.config import TrainConfig
 from llara.errors import ConfigError, LlaraError
 from llara.loading import pick_device
 from llara.progress import set_quiet
+from llara.training.arguments import shards
 
 Value = TypeVar("Value")
 
@@ -95,16 +96,19 @@ def join(config: TrainConfig) -> Ranks:
     All but rank 0 are quiet from here on.
 
     Raises:
-        ConfigError: A device of which several processes cannot each take their own.
+        ConfigError: A device of which several processes cannot each take their own, or a way of sharding that does not
+            go here.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
+    kind = pick_device("auto").type if config.device == "auto" else config.device
+    if shards():
+        _check_sharding(kind)
     if world == 1:
         return Ranks()
     if config.device.startswith("cuda:"):
         raise ConfigError(f"--device: {config.device} is one device for {world} processes; leave it at auto")
     from accelerate import PartialState
 
-    kind = pick_device("auto").type if config.device == "auto" else config.device
     if kind not in ("cpu", "cuda"):
         raise ConfigError(f"--device: {kind} takes one process; start it without torchrun or accelerate launch")
     state = PartialState(cpu=kind == "cpu")
@@ -112,6 +116,16 @@ def join(config: TrainConfig) -> Ranks:
     if state.process_index:
         set_quiet(True)
     return Ranks(state.process_index, world, _waiting_group())
+
+
+def _check_sharding(kind: str) -> None:
+    """Refuses what accelerate would pass over in silence, and makes every process load the whole model."""
+    if kind != "cuda":
+        raise ConfigError(f"accelerate launch --use_fsdp: shards models on GPUs alone, and this job runs on {kind}")
+    if os.environ.get("FSDP_VERSION", "1") != "2":
+        raise ConfigError("accelerate launch --use_fsdp: give --fsdp_version 2; version 1 flattens the weights")
+    # Otherwise only one process would read the weights, and the others would try the model on random ones.
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
 
 
 def _raise(error: BaseException) -> None:
