@@ -1,11 +1,13 @@
 """Fusion of runs: the formulas, the file, and what is refused."""
 
+import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from llara.cli import main
 from llara.config import FuseConfig
 from llara.data import rank_hits, read_run, write_run
 from llara.errors import ConfigError, DataError
@@ -101,3 +103,13 @@ def test_what_is_wrong_with_a_run_is_found_before_anything_is_written(runs: tupl
     assert not (tmp_path / "out").exists()
     with pytest.raises(ConfigError, match="is also an input"):
         fuse(FuseConfig(run=runs, output=runs[0]))
+
+
+def test_the_command_fuses_what_it_is_given(
+    runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fuse", "--run", *map(str, runs), "--output", str(tmp_path / "out"), "--top-k", "3", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == {"output": str(tmp_path / "out"), "queries": 6, "in_all_runs": 2, "hits": 18}
+    assert f"evaluate --run {tmp_path / 'out'} --qrels FILE" in printed.err
+    assert main(["fuse", "--run", str(runs[0]), "--output", str(tmp_path / "out")]) == 2

@@ -327,3 +327,37 @@ def test_settings_are_checked_at_once(tmp_path: Path) -> None:
         MineConfig(queries=tmp_path, output=tmp_path, from_rank=9, to_rank=3, relative_margin=1.5, negatives=0)
     for said in ("--index or --run", "--to-rank: 3 comes before --from-rank 9", "--relative-margin", "--negatives"):
         assert said in str(caught.value)
+
+
+def test_a_reranker_teaches_a_retriever(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a run over a reranker's scores to distillation: what each command writes, the next one reads."""
+    monkeypatch.delitem(sys.modules, "llara.retriever")
+    from llara.config import FinetuneConfig, RerankConfig
+    from llara.rerank import rerank
+    from llara.training.finetune import finetune
+    from tests import tiny
+    from tests.tiny_reranker import reranker
+
+    reranker().save(tmp_path / "teacher")
+    build_index(IndexConfig(corpus=(folder / "corpus.jsonl",), output=folder / "words", type="bm25"))
+    queries, corpus, device = folder / "queries.jsonl", (folder / "corpus.jsonl",), {"device": "cpu", "offline": True}
+    search(SearchConfig(index=folder / "words", queries=queries, output=folder / "run", top_k=60))
+    scored = {"run": folder / "run", "queries": queries, "corpus": corpus, "output": folder / "scores"}
+    rerank(
+        RerankConfig(
+            model=str(tmp_path / "teacher"), **scored, depth=12, top_k=14, add_relevant=folder / "qrels", **device
+        )
+    )
+    config = settings(folder, run=folder / "run", corpus=corpus, scores=folder / "scores", from_rank=1, to_rank=12)
+    result = mine(config)
+    assert result.queries == QUERIES - 1 and not result.left_out.get("queries_without_scores")
+    teacher = read_run(folder / "scores")
+    for line in lines(config.output):
+        known = {hit.document_id: hit.score for hit in teacher[line["query_id"]]}
+        for side in ("pos", "neg"):
+            scores = [np.float32(score) for score in line[f"{side}_scores"]]
+            assert scores == [np.float32(known[each["id"]]) for each in line[side]] and scores
+    base = tiny.save_base(tmp_path / "base")
+    student = {"model": str(base), "train": (config.output,), "output": tmp_path / "student", "query_length": 24}
+    student |= {"passage_length": 32, "steps": 2, "batch_size": 3, "negatives": 3, "distill": "kl", **device}
+    assert finetune(FinetuneConfig(**student)).steps == 2  # type: ignore[arg-type]
