@@ -148,8 +148,9 @@ def test_damage_inside_is_found_where_the_writer_left_checksums(tmp_path: Path) 
     raw[raw.index(texts[2500].encode()[:8])] ^= 1
     path.write_bytes(raw)
     read: list[bytes] = []
-    with pytest.raises(DataError, match=r"c\.parquet: is no parquet file, or is damaged after row 2,0"):
+    with pytest.raises(DataError, match=r"c\.parquet: is no parquet file, or is damaged after row"):
         read.extend(parquet_rows(path))
+    assert 1800 < len(read) <= 2500  # the good row groups, but for what shares a batch with the bad one
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
