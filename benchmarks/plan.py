@@ -1,6 +1,6 @@
 """What `llara plan` says of adapt, encode and index beside what these then take: time, memory and disk.
 
-    python benchmarks/plan.py [--corpus PATH] [--steps 60] [--rounds 1] [--folder DIR]
+    python benchmarks/plan.py [--corpus PATH] [--steps 60] [--rounds 1] [--folder DIR] [--only encode]
 
 Each job is planned and then run with `mini`, each in a process of its own: wall time, peak resident memory of the
 process, and the most bytes that its folder held, looked at ten times a second. The corpus is SciFact's where
@@ -94,10 +94,12 @@ def jobs(corpus: Path, steps: int, folder: Path) -> dict[str, list[object]]:
     }
 
 
-def compare(corpus: Path, steps: int, folder: Path) -> dict[str, tuple[Taken, Taken]]:
+def compare(corpus: Path, steps: int, folder: Path, only: Sequence[str]) -> dict[str, tuple[Taken, Taken]]:
     """Plans and runs each job once; returns both by job."""
     found = {}
     for name, arguments in jobs(corpus, steps, folder).items():
+        if name not in (only or [name]):
+            continue
         place = Path(str(arguments[-1])).parent
         place.mkdir(parents=True, exist_ok=True)
         plan = planned(arguments)
@@ -122,6 +124,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=None)
+    parser.add_argument("--only", nargs="*", default=(), help="names of jobs, as they are printed")
     options = parser.parse_args()
     if not options.corpus.exists():
         print(f"{options.corpus} is not here; give another with --corpus")
@@ -130,7 +133,7 @@ def main() -> None:
     for number in range(options.rounds):
         print(f"round {number + 1}, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-            rounds.append(compare(options.corpus, options.steps, Path(folder)))
+            rounds.append(compare(options.corpus, options.steps, Path(folder), options.only))
     figures = {
         f"{job} {quantity}": round(
             statistics.median(getattr(each[job][0], quantity) / getattr(each[job][1], quantity) for each in rounds), 3

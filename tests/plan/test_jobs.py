@@ -269,6 +269,14 @@ def test_a_row_that_adapt_would_stop_at_stops_its_plan(base: Path, tmp_path: Pat
         plan_adapt(plan_of_adapt(base, corpus, tmp_path / "out"))
 
 
+def test_a_plan_is_not_started_many_times_over(
+    base: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="start it without torchrun, and name the GPUs with --fleet"):
+        plan_adapt(plan_of_adapt(base, corpus, tmp_path / "out"))
+
+
 def test_a_batch_too_large_for_the_time_is_made_smaller_and_it_says_so(
     base: Path, corpus: Path, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ import torch
 
 from llara.config import AdaptConfig
 from llara.encoding.documents import document_line
-from llara.errors import DataError
+from llara.errors import ConfigError, DataError
 from llara.hardware import parse_fleet
 from llara.loading import load_model, pick_device, pick_dtype, trains_in_full
 from llara.model import EmbeddingModel
@@ -70,6 +71,8 @@ class _Sizes(NamedTuple):
 
 def estimate(config: PlanAdaptConfig, started: float) -> Estimate:
     """Returns the plan; `started` is how many seconds the start of the process took. See `jobs.plan_adapt`."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("plan adapt: runs in one process; start it without torchrun, and name the GPUs with --fleet")
     found = survey(config.corpus, config.sample, config.seed)
     texts = documents(found.sample, needs_id=False)
     outline, clock = _outline(config), Clock()
@@ -274,12 +277,8 @@ def _shown(config: PlanAdaptConfig, found: Survey, amounts: _Amounts, cells: Cel
 
 
 def _notes(config: PlanAdaptConfig, found: Survey, speed: Speed | None, reason: str) -> tuple[str, ...]:
-    how = "counted" if found.counted else "estimated"
-    notes = [
-        f"documents were {how}; tokens and chunks are those of {len(found.sample):,} of them, in proportion to bytes",
-        *found.remarks,
-    ]
-    if config.deduplicate:
+    notes = [found.counting("tokens and chunks"), *found.remarks]
+    if config.deduplicate and len(found.sample) < found.rows:
         notes.append("copies of documents will be left out; only those within the sample are, so there may be fewer")
     if speed is None:
         return (*notes, reason)

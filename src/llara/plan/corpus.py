@@ -60,6 +60,13 @@ class Survey:
         """What a sum over the sample is multiplied by to stand for the corpus: bytes, not rows, for lengths vary."""
         return self.bytes / max(sum(each.bytes for each in self.sample), 1)
 
+    def counting(self, what: str) -> str:
+        """Says how documents were counted, and what else was with them."""
+        if self.counted and len(self.sample) == self.rows:
+            return f"documents and {what} were counted, for the corpus is no larger than the sample"
+        how = "counted" if self.counted else "estimated"
+        return f"documents were {how}; {what} are those of {len(self.sample):,} of them, in proportion to their bytes"
+
 
 def survey(paths: Sequence[Path], count: int, seed: int) -> Survey:
     """Looks at corpora and returns what they hold, with a sample of about `count` rows, the same for a seed.

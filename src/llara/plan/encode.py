@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from llara.batching import budget_batches
 from llara.config import EncodeConfig
 from llara.encoding.arrays import npy_bytes
 from llara.hardware import parse_fleet
-from llara.loading import load_model
+from llara.loading import load_model, pick_device, pick_dtype
 from llara.model import TOKEN_BUDGET, EmbeddingModel
 from llara.plan.config import GPU_BUDGET, PlanEncodeConfig, command_line
 from llara.plan.corpus import SEED, Survey, good_documents, store_bytes, survey
@@ -32,7 +31,7 @@ from llara.progress import hushed, note
 from llara.records import Document
 from llara.retriever import Retriever
 
-FIRST_PASSAGES = 32  # encoded first, to see how many there is time for
+FIRST_PASSAGES = 8  # encoded first, to see how many there is time for
 TABLE_BYTES = 60  # per document, of the table that finds repeated ids; gone when the job is done
 
 
@@ -67,7 +66,7 @@ def estimate(config: PlanEncodeConfig, started: float) -> Estimate:
         outline = load_model(config, weights=False)
     reason = _why_not_run(config, outline)
     clock = Clock()
-    forget_peak()
+    forget_peak(pick_device(config.device))
     with clock.part("start"):
         model = outline if reason else load_model(config)
         assert reason or model.fingerprint  # reads the weights of a base model once more, as the job does
@@ -129,9 +128,9 @@ def _why_not_run(config: PlanEncodeConfig, outline: EmbeddingModel) -> str:
     """Returns why nothing can be encoded here, or nothing."""
     if not config.calibrate:
         return "nothing was run (--calibrate 0), so neither time nor memory here is known"
-    gpu = torch.cuda.is_available() and config.device != "cpu"
-    needed = sum(weight.numel() for weight in outline.lm.parameters()) * (2 if gpu else 4)
-    here = device_memory(torch.device("cuda" if gpu else "cpu"))
+    device = pick_device(config.device)
+    count = sum(weight.numel() for weight in outline.lm.parameters())
+    needed, here = count * pick_dtype(config.dtype, device).itemsize, device_memory(device)
     if here is not None and needed > here:
         return f"nothing was run: the weights alone need {size(needed)} of memory, and {size(here)} are here"
     return ""
@@ -204,8 +203,7 @@ def _fleet(config: PlanEncodeConfig, outline: EmbeddingModel, sample: _Sample, r
 
 
 def _notes(found: Survey, texts: Sequence[Document], speed: _Speed | None, reason: str) -> tuple[str, ...]:
-    how = "counted" if found.counted else "estimated"
-    notes = [f"documents were {how}; tokens are those of {len(found.sample):,} of them, in proportion", *found.remarks]
+    notes = [found.counting("tokens"), *found.remarks]
     if len(texts) < len(found.sample):
         notes.append(f"{len(found.sample) - len(texts):,} of {len(found.sample):,} rows are bad and would be left out")
     if speed is None:

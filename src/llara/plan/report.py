@@ -77,7 +77,7 @@ class Estimate:
     def to_text(self) -> str:
         """Returns the figures as a table for people."""
         rows = [("job", self.job), ("corpus", self.corpus)]
-        rows += [(name, f"{value:,.0f}" if value >= 100 else f"{value:.4g}") for name, value in self.amounts.items()]
+        rows += [(name, _amount(name, value)) for name, value in self.amounts.items()]
         rows += [("", ""), ("hardware", self.hardware), *self._time(), *self._memory(), *self._disk()]
         if self.fleet is not None:
             rows += [("", ""), *_fleet_rows(self.fleet)]
@@ -102,6 +102,12 @@ class Estimate:
         peak = size(sum(self.disk.values()))
         parts = [(f"  {name}", size(value)) for name, value in self.disk.items()]
         return [("disk", f"{peak} at most, {size(self.disk_after)} when done; {size(self.disk_free)} are free"), *parts]
+
+
+def _amount(name: str, value: float) -> str:
+    if name == "padding":
+        return f"{value:.1%}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.4g}"
 
 
 def _fleet_rows(fleet: FleetEstimate) -> list[tuple[str, str]]:
