@@ -14,10 +14,14 @@ from typing import Any
 import peft  # noqa: F401  imported once, here, instead of in every child
 import torch
 
+from llara.training import finetune as finetune_module
+from llara.training import trainer as trainer_module
 from llara.training.finetune import finetune
+from llara.training.sharding import is_sharded
 from llara.training.trainer import JobTrainer
 from tests.training.helpers import finetune_config
 from tests.training.processes import fork_ranks
+from tests.training.shards import shard
 
 SETTINGS: dict[str, Any] = {
     "steps": 4,
@@ -53,6 +57,20 @@ def run(base: Path, train: Path, where: Path, batch_size: int, killed: int | Non
     (where / f"result-{rank}.json").write_text(json.dumps([result.steps, dict(result.log)]))
 
 
+def run_sharded(base: Path, train: Path, where: Path, batch_size: int) -> None:
+    """Fine-tunes with every weight cut in two, one half per process."""
+
+    class Trainer(JobTrainer):
+        def __init__(self, module: Any, *args: Any) -> None:
+            shard(module)
+            super().__init__(module, *args)
+            assert is_sharded(self.module)
+
+    finetune_module.JobTrainer = Trainer  # type: ignore[misc]
+    trainer_module.shards = lambda: True
+    run(base, train, where, batch_size)
+
+
 def main() -> None:
     torch.set_num_threads(1)
     base, train, folder = map(Path, sys.argv[1:4])
@@ -61,11 +79,16 @@ def main() -> None:
         (folder / name).mkdir(parents=True, exist_ok=True)
         return fork_ranks(lambda _: run(base, train, folder / name, batch_size, killed), world)
 
+    def sharded(name: str) -> list[int]:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        return fork_ranks(lambda _: run_sharded(base, train, folder / name, 3))
+
     codes = {
         "alone": scenario("alone", 1, 6),
         "together": scenario("together", 2, 3),
         "killed": scenario("killed", 2, 3, KILLED_AT),
         "resumed": scenario("killed", 2, 3),
+        "sharded": sharded("sharded"),
     }
     (folder / "codes.json").write_text(json.dumps(codes))
 
