@@ -96,7 +96,8 @@ def cached_gradients(
     torch.manual_seed(11)
     model.lm.zero_grad()
     cache = GradCache(encoder(model, rows), chunks, CPU, keep)
-    queries, passages = cache.vectors[:QUERIES], cache.vectors[QUERIES:]
+    vectors = cache.vectors()
+    queries, passages = vectors[:QUERIES], vectors[QUERIES:]
     sums, *found = row_gradients([InfoNCE(POSITIVES, temperature)], [1.0], queries, passages, cells=20)
     for number, part in enumerate(torch.cat(found).split(cache.sizes)):
         cache.surrogate(number, part).backward()
@@ -127,9 +128,10 @@ def one_of_two(rank: int) -> dict[str, Any]:
     chunks = [numbers[start : start + size] for start in range(0, len(numbers), size)]
     module = DistributedDataParallel(Encoder(model))
     cache = GradCache(encoder(model, rows), chunks, CPU, keep=1)
-    everything, start = gather_rows(cache.vectors[len(queries) :])
+    vectors = cache.vectors()
+    everything, start = gather_rows(vectors[len(queries) :])
     loss = InfoNCE(POSITIVES[queries], 0.05)
-    sums, on_queries, on_all = row_gradients([loss], [1.0], cache.vectors[: len(queries)], everything, cells=20)
+    sums, on_queries, on_all = row_gradients([loss], [1.0], vectors[: len(queries)], everything, cells=20)
     on_own = own_gradient(on_all, start, len(passages))
     parts = torch.cat([on_queries, on_own]).split(cache.sizes)
     for number in range(len(chunks) - 1):

@@ -35,7 +35,7 @@ class RandomState(NamedTuple):
 
 
 class GradCache(Generic[Chunk]):
-    """The vectors of one batch, and what takes it to encode each chunk again exactly as it was.
+    """One batch, chunk by chunk: its vectors, and what it takes to encode each chunk again exactly as it was.
 
     Args:
         encode: Turns a chunk into its vectors, [n, D]; with graph where grad mode is on.
@@ -46,8 +46,7 @@ class GradCache(Generic[Chunk]):
         again: What encodes a chunk the second time, where `encode` goes through a wrapper that is not entered twice.
 
     Attributes:
-        vectors: [N, D] without graph, one chunk after the other.
-        sizes: n of each chunk.
+        sizes: n of each chunk, once they are encoded.
     """
 
     def __init__(
@@ -58,19 +57,24 @@ class GradCache(Generic[Chunk]):
         keep: int = 0,
         again: Callable[[Chunk], Tensor] | None = None,
     ) -> None:
-        self._again, self._chunks, self._device = again or encode, chunks, device
+        self._encode, self._again = encode, again or encode
+        self._chunks, self._device, self._keep = chunks, device, keep
         self._states: list[RandomState] = []
         self._graphs: dict[int, Tensor] = {}
+        self.sizes: list[int] = []
+
+    def vectors(self) -> Tensor:
+        """Encodes every chunk, and returns their vectors one chunk after the other, [N, D], without graph."""
         parts = []
-        for number, chunk in enumerate(chunks):
-            self._states.append(random_state(device))
-            with torch.set_grad_enabled(number < keep):
-                vectors = encode(chunk)
-            if number < keep:
+        for number, chunk in enumerate(self._chunks):
+            self._states.append(random_state(self._device))
+            with torch.set_grad_enabled(number < self._keep):
+                vectors = self._encode(chunk)
+            if number < self._keep:
                 self._graphs[number] = vectors
             parts.append(vectors.detach())
         self.sizes = [len(part) for part in parts]
-        self.vectors = torch.cat(parts)
+        return torch.cat(parts)
 
     def surrogate(self, number: int, gradient: Tensor) -> Tensor:
         """Returns a scalar whose gradient on the weights is the loss's, as far as it comes through one chunk.

@@ -24,6 +24,7 @@ from llara.model import SIDES, TOKEN_BUDGET, EmbeddingModel
 from llara.training.examples import Drawn, ExampleDraw
 from llara.training.trainer import Batch, TrainModule
 
+AT_ONCE = 256  # texts that are tokenised together: a tokenizer's own notes on them take more room than the tokens
 GRAPH_BUDGET = {"cpu": 4096}
 """Tokens whose activations are kept, where the configuration does not say: on a GPU, as many as one pass has."""
 
@@ -98,7 +99,12 @@ class ContrastSource:
             "query": [_prompt(self.config.query_prompts, number) + text for number, text in queries],
             "passage": [_prompt(self.config.passage_prompts, number) + text for number, text in passages],
         }
-        rows = [row for side in SIDES for row in self.template.encode(texts[side], side, self.contract.length(side))]
+        rows = [
+            row
+            for side in SIDES
+            for start in range(0, len(texts[side]), AT_ONCE)
+            for row in self.template.encode(texts[side][start : start + AT_ONCE], side, self.contract.length(side))
+        ]
         slots = [self.template.side(side).slots for side in SIDES for _ in texts[side]]
         parts = budget_batches([len(row) for row in rows], self._budget)
         return [self._pass([rows[row] for row in part], [slots[row] for row in part], part) for part in parts]
@@ -197,16 +203,20 @@ class ContrastModule(TrainModule):
             return cast(Tensor, model(batch, None))
 
         self._cache = GradCache(encode, passes, device, int(kept.sum()), again=self.encode)
+        self._turn, self._gradients = 0, []
+        encoded = self._cache.vectors()
         places = torch.cat([batch["rows"] for batch in passes])
-        vectors = torch.empty_like(self._cache.vectors)
-        vectors[places] = self._cache.vectors
+        vectors = torch.empty_like(encoded)
+        vectors[places] = encoded
+        del encoded  # of many queries, vectors are what memory is spent on
         queries, passages = vectors[: len(first["positives"])], vectors[len(first["positives"]) :]
         everything, start = gather_rows(passages)
         weights = [part.weight for part in self.parts]
         self._sums, *found = row_gradients(self.losses(first, start), weights, queries, everything)
-        gradients = torch.cat([found[0], own_gradient(found[1], start, len(passages))])[places]
-        self._gradients = list(torch.split(gradients, self._cache.sizes))
-        self._turn = 0
+        vectors[: len(queries)] = found[0]  # in the place of the vectors
+        vectors[len(queries) :] = own_gradient(found[1], start, len(passages))
+        del everything, found
+        self._gradients = [vectors[batch["rows"]] for batch in passes]
 
     def losses(self, batch: Batch, start: int) -> list[RowLoss]:
         """Returns the terms of the loss for the batch whose first pass is given.
