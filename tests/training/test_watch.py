@@ -8,13 +8,16 @@ from typing import Any
 import pytest
 import torch
 
+from llara.config import ModelConfig
 from llara.errors import ConfigError, LlaraError
+from llara.loading import load_model
 from llara.training import watch
 from llara.training.adapt import adapt
 from llara.training.arguments import check_integrations
 from llara.training.checkpoint import list_checkpoints
 from llara.training.faults import is_out_of_memory
 from llara.training.finetune import finetune
+from llara.training.objective import AdaptModule
 from llara.training.watch import VOLATILE, Meter, Tally, means, peak_memory
 from tests.training.helpers import adapt_config, computed, finetune_config, log_lines, write_lines, write_text
 from tests.training.rows import make_trainer, weights_of
@@ -33,6 +36,7 @@ def test_the_log_shows_speed_waiting_memory_and_padding(tmp_path: Path) -> None:
         assert line["tokens_per_second"] > 0
         assert 0 <= line["wait"] <= 1
         assert 0 < line["memory_gb"] < 1000
+        assert "epoch" not in line, "Trainer takes the whole run for one"
     assert set(VOLATILE) == {"tokens_per_second", "wait", "memory_gb"}
     assert last.keys() == {key for key, value in lines[-1].items() if isinstance(value, float)} - set(VOLATILE)
 
@@ -121,6 +125,31 @@ def test_adaptation_measures_recall_on_held_out_text(base: Path, tmp_path: Path)
 
 def _settings(config: Any) -> dict[str, Any]:
     return {name: getattr(config, name) for name in ("steps", "batch_size", "measure_every", "held_out")}
+
+
+def test_a_bad_step_names_the_documents_of_the_corpus(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = write_text(tmp_path / "text.jsonl", documents=20)
+    forward, seen = AdaptModule.forward, []
+
+    def spoilt(self: AdaptModule, batch: dict[str, Any], counts: torch.Tensor) -> Any:
+        seen.append(batch)
+        loss, sums = forward(self, batch, counts)
+        return (loss * float("nan") if len(seen) == 2 else loss), sums
+
+    monkeypatch.setattr(AdaptModule, "forward", spoilt)
+    config = adapt_config(base, corpus, tmp_path / "out", steps=4, batch_size=3, held_out=0)
+    with pytest.raises(LlaraError, match="the loss is nan at step 2") as caught:
+        adapt(config)
+    named = str(caught.value).rpartition("the documents of that step: ")[2].split(", ")
+    texts = {row["_id"]: row["text"] for row in log_lines(tmp_path, "text.jsonl")}
+    model = load_model(ModelConfig(model=str(base), device="cpu"))
+    lengths = seen[1]["text_lengths"].tolist()
+    rows = [model.tokenizer.decode(row[1:end]) for row, end in zip(seen[1]["shared"], lengths, strict=True)]
+    assert set(named) <= texts.keys()
+    assert all(any(row.strip() in texts[name] for name in named) for row in rows)
+    assert all(any(row.strip() in texts[name] for row in rows) for name in named)
 
 
 def test_the_progress_line_shows_what_matters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,6 +22,7 @@ from llara.progress import note
 from llara.training import checkpoint
 from llara.training.arguments import mixed_precision, shards, training_arguments
 from llara.training.faults import is_out_of_memory, not_finite, out_of_memory
+from llara.training.layers import prepare_layers, release_layers
 from llara.training.parallel import Ranks, unreached
 from llara.training.prefetch import Prefetch
 from llara.training.saving import SavingTrainer
@@ -123,6 +124,7 @@ class JobTrainer(SavingTrainer):
             raise ConfigError("--lora-modules: names no layer that this job reads; fine-tuning reads no LM head")
         weight = next(module.parameters())
         module._no_split_modules = layer_names(module)
+        prepare_layers(module, config)
         arguments = training_arguments(
             config,
             folder,
@@ -164,6 +166,7 @@ class JobTrainer(SavingTrainer):
             raise
         finally:
             self._stop_reading()
+            release_layers(self.module)
             self.watcher.close(failure)
         logged = [entry for entry in self.state.log_history if "loss" in entry]
         last = logged[-1] if logged else {}
@@ -294,7 +297,10 @@ class JobTrainer(SavingTrainer):
         """Adds to a log entry what was summed and measured, and writes it to log.jsonl."""
         if "loss" in logs:
             logs.update(self._watched())
+        # To Trainer the whole run is one epoch, whatever the job's configuration calls one.
+        epoch, self.state.epoch = self.state.epoch, None
         super().log(logs, start_time)
+        self.state.epoch = epoch
         if "loss" in logs and self.args.should_save:
             self.log_file.add(self.state.log_history[-1])
 
