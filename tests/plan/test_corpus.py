@@ -11,7 +11,7 @@ import pytest
 from llara.data import read_rows
 from llara.errors import DataError
 from llara.plan import corpus
-from llara.plan.corpus import Survey, documents, draw_sample, good_documents, store_bytes, survey
+from llara.plan.corpus import Survey, documents, draw_sample, good_documents, store, survey
 
 ROWS = 2000
 
@@ -182,6 +182,8 @@ def test_a_file_without_rows(tmp_path: Path) -> None:
 
 def test_what_a_store_of_the_sample_takes_is_measured(tmp_path: Path) -> None:
     sample = survey([write(tmp_path / "c.jsonl", rows()[:100])], 100, seed=1).sample
-    assert store_bytes(tmp_path / "documents", sample) == sum(
-        path.stat().st_size for path in (tmp_path / "documents").iterdir()
-    )
+    stored = store(tmp_path / "stores", sample)
+    whole = sum(path.stat().st_size for path in (tmp_path / "stores" / "1").iterdir())
+    assert stored.bytes_per_row == whole / 100
+    assert stored.seconds(0, 1) == stored.seconds_per_shard > 0
+    assert stored.seconds(1000, 1) == pytest.approx(stored.seconds_per_shard + 1000 * stored.seconds_per_row)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from llara.config import AdaptConfig
+from llara.data.lines import walk_files
 from llara.encoding.documents import document_line
 from llara.errors import ConfigError, DataError
 from llara.hardware import parse_fleet
@@ -23,9 +24,9 @@ from llara.plan.config import GPU_BUDGET, PlanAdaptConfig, command_line
 from llara.plan.corpus import Survey, documents, survey
 from llara.plan.fleet import Load, estimate_training, with_lora
 from llara.plan.measure import (
-    Clock,
     device_memory,
     device_name,
+    extend,
     folder_bytes,
     forget_peak,
     free_disk,
@@ -41,6 +42,8 @@ from llara.training.chunks import ChunkStore
 from llara.training.objective import Plan
 from llara.training.source import HELD_OUT_SHARE
 
+CHUNKS = "chunks"
+LEAST = 50  # documents of a quarter of the sample that is worth measuring
 FIXED = ("frequency.bin", "chunks.json")  # of the prepared text, what does not grow with the corpus
 LOG_LINE = 400  # bytes of a line in the log
 PROBE_NUMBERS = 80  # bytes per dimension of the vectors that are kept beside the weights: six, in digits
@@ -75,14 +78,14 @@ def estimate(config: PlanAdaptConfig, started: float) -> Estimate:
         raise ConfigError("plan adapt: runs in one process; start it without torchrun, and name the GPUs with --fleet")
     found = survey(config.corpus, config.sample, config.seed)
     texts = documents(found.sample, needs_id=False)
-    outline, clock = _outline(config), Clock()
+    outline = _outline(config)
     reason = _why_not_run(config, outline)
-    with clock.part("start"):
-        model, objective = _open(config, outline if reason else None)
+    began = time.perf_counter()
+    model, objective = _open(config, outline if reason else None)
+    started += time.perf_counter() - began + _hashing(config.corpus)
     speed = memory = seconds = fleet = None
     with scratch(config.output) as folder:
-        with clock.part("prepare"):
-            chunks = _prepare(folder, config, model, texts)
+        chunks, preparing = _prepare(folder, config, model, texts, found.scale)
         amounts = _amounts(config, found, chunks)
         cells = look_at(assemble(config, model, objective, chunks)[1])
         if not reason:
@@ -93,7 +96,7 @@ def estimate(config: PlanAdaptConfig, started: float) -> Estimate:
         if config.fleet:
             fleet = _fleet(config, chunks, amounts)
     if speed is not None:
-        seconds = _seconds(config, found, clock, started, amounts, cells, speed, sizes)
+        seconds = _seconds(config, started, found.read_seconds + preparing, amounts, cells, speed, sizes)
     return Estimate(
         job="adapt",
         corpus=", ".join(map(str, config.corpus)),
@@ -145,15 +148,27 @@ def _why_not_run(config: PlanAdaptConfig, outline: EmbeddingModel) -> str:
     return ""
 
 
-def _prepare(folder: Path, config: PlanAdaptConfig, model: EmbeddingModel, texts: Sequence[Document]) -> ChunkStore:
-    """Prepares the sample as the job would prepare the corpus."""
-    file = folder / "sample.jsonl"
-    file.write_bytes(b"".join(map(document_line, texts)))
-    try:
+def _prepare(
+    folder: Path, config: PlanAdaptConfig, model: EmbeddingModel, texts: Sequence[Document], scale: float
+) -> tuple[ChunkStore, float]:
+    """Prepares the sample as the job would prepare the corpus; returns the chunks, and the seconds for the whole."""
+
+    def prepared(name: str, some: Sequence[Document]) -> tuple[ChunkStore, float]:
+        file = folder / f"{name}.jsonl"
+        file.write_bytes(b"".join(map(document_line, some)))
+        began = time.perf_counter()
         with hushed():
-            return prepare(folder / "chunks", replace(config, corpus=(file,)), model)
+            chunks = prepare(folder / name, replace(config, corpus=(file,)), model)
+        return chunks, time.perf_counter() - began
+
+    try:
+        quarter = len(texts) // 4
+        # A quarter first, to tell what is done once from what is done for every document.
+        small = (quarter, prepared("quarter", texts[:quarter])[1]) if scale > 1 and quarter >= LEAST else (0, 0.0)
+        chunks, taken = prepared(CHUNKS, texts)
     except DataError as error:  # which names the sample's file
         raise DataError(", ".join(map(str, config.corpus)), None, f"in a sample of it: {error.reason}") from error
+    return chunks, extend(*small, len(texts), taken, len(texts) * scale)
 
 
 def _amounts(config: PlanAdaptConfig, found: Survey, chunks: ChunkStore) -> _Amounts:
@@ -181,7 +196,7 @@ def _sizes(
     """Returns the sizes on disk; `written` is that of a checkpoint, or 0 where none was written."""
     outline.tokenizer.save_pretrained(folder / "tokenizer")
     beside = LOG_LINE * math.ceil(amounts.steps / config.log_every) + PROBE_NUMBERS * outline.dim
-    prepared = folder / "chunks"
+    prepared = folder / CHUNKS
     fixed = sum((prepared / name).stat().st_size for name in FIXED)
     in_full = torch.float32 if trains_in_full(config) else pick_dtype(config.dtype, pick_device(config.device))
     count = sum(weight.numel() for weight in outline.lm.parameters())
@@ -211,9 +226,8 @@ def _disk(config: PlanAdaptConfig, amounts: _Amounts, sizes: _Sizes) -> dict[str
 
 def _seconds(
     config: PlanAdaptConfig,
-    found: Survey,
-    clock: Clock,
     started: float,
+    preparing: float,
     amounts: _Amounts,
     cells: Cells,
     speed: Speed,
@@ -222,8 +236,8 @@ def _seconds(
     step = speed.per_step + speed.per_cell * cells.cells * config.accumulation
     writing = speed.checkpoint_seconds / max(speed.checkpoint_bytes, 1)
     return {
-        "start": started + clock.seconds["start"] + _hashing(config.corpus),
-        "prepare": found.read_seconds + clock.seconds["prepare"] * found.scale,
+        "start": started,
+        "prepare": preparing,
         "train": speed.first + step * amounts.steps,
         "measure": speed.per_measured * amounts.measured * amounts.measurements,
         "checkpoints": speed.checkpoint_seconds * amounts.checkpoints,
@@ -232,13 +246,14 @@ def _seconds(
 
 
 def _hashing(paths: Sequence[Path]) -> float:
-    """Returns about how long the fingerprint of the corpus takes."""
-    files = [file for path in paths for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file()]
+    """Returns about how long the fingerprint of the corpus takes, which reads all of it."""
+    total = sum(file.stat().st_size for path in paths for file in (walk_files(path) if path.is_dir() else [path]))
+    first = next(file for path in paths for file in (walk_files(path) if path.is_dir() else [path]))
     began = time.perf_counter()
-    with files[0].open("rb") as stream:
+    with first.open("rb") as stream:
         read = stream.read(HASHED)
     hashlib.sha256(read).digest()
-    return (time.perf_counter() - began) * sum(file.stat().st_size for file in files) / max(len(read), 1)
+    return (time.perf_counter() - began) * total / max(len(read), 1)
 
 
 def _fleet(config: PlanAdaptConfig, chunks: ChunkStore, amounts: _Amounts) -> FleetEstimate:

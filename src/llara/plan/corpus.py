@@ -129,11 +129,28 @@ def good_documents(sample: Sequence[Sampled]) -> list[Document]:
     return found
 
 
-def store_bytes(folder: Path, sample: Sequence[Sampled]) -> int:
-    """Stores the documents of a sample, and returns the bytes that they then take."""
-    with hushed():
-        write_documents(folder, (each.row for each in sample))
-    return folder_bytes(folder)
+class Stored(NamedTuple):
+    """What a document store takes: bytes and seconds per row, and seconds per shard, however few rows it has."""
+
+    bytes_per_row: float
+    seconds_per_row: float
+    seconds_per_shard: float
+
+    def seconds(self, rows: int, shards: int) -> float:
+        """Returns what storing so many rows takes."""
+        return self.seconds_per_row * rows + self.seconds_per_shard * shards
+
+
+def store(folder: Path, sample: Sequence[Sampled]) -> Stored:
+    """Stores one row of a sample, then all, in folders of their own below `folder`."""
+    seconds = []
+    for number, rows in enumerate((sample[:1], sample)):
+        began = time.perf_counter()
+        with hushed():
+            write_documents(folder / str(number), (each.row for each in rows))
+        seconds.append(time.perf_counter() - began)
+    once, whole = seconds
+    return Stored(folder_bytes(folder / "1") / len(sample), max(whole - once, 0.0) / len(sample), once)
 
 
 def _guess(path: Path) -> int:

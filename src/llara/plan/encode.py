@@ -15,9 +15,8 @@ from llara.hardware import parse_fleet
 from llara.loading import load_model, pick_device, pick_dtype
 from llara.model import TOKEN_BUDGET, EmbeddingModel
 from llara.plan.config import GPU_BUDGET, PlanEncodeConfig, command_line
-from llara.plan.corpus import SEED, Survey, good_documents, store_bytes, survey
+from llara.plan.corpus import SEED, Stored, Survey, good_documents, store, survey
 from llara.plan.measure import (
-    Clock,
     device_memory,
     device_name,
     forget_peak,
@@ -35,11 +34,41 @@ FIRST_PASSAGES = 8  # encoded first, to see how many there is time for
 TABLE_BYTES = 60  # per document, of the table that finds repeated ids; gone when the job is done
 
 
-class _Sample(NamedTuple):
-    """The documents of the sample that are none of the bad rows, and the lengths of their token rows."""
+class _Work(NamedTuple):
+    """What there is to encode: the documents of the sample that are none of its bad rows, and their token rows."""
 
+    found: Survey
     documents: list[Document]
     lengths: list[int]
+    budget: int
+    shard_size: int
+
+    @property
+    def rows(self) -> int:
+        """Documents in all, bad rows left out."""
+        return round(self.found.rows * len(self.documents) / len(self.found.sample))
+
+    @property
+    def shards(self) -> int:
+        """Shards in all."""
+        return math.ceil(self.found.rows / self.shard_size)
+
+    @property
+    def cells(self) -> int:
+        """Padded tokens of the sample."""
+        return padded(self.lengths, self.budget)
+
+    def amounts(self) -> dict[str, float]:
+        """Returns the figures to show."""
+        tokens = sum(self.lengths)
+        return {
+            "documents": self.found.rows,
+            "bytes of text": self.found.bytes,
+            "tokens": round(tokens * self.rows / len(self.documents)),
+            "tokens per passage": tokens / len(self.documents),
+            "padding": 1 - tokens / self.cells,
+            "shards": self.shards,
+        }
 
 
 class _Speed(NamedTuple):
@@ -50,14 +79,6 @@ class _Speed(NamedTuple):
     memory: int
 
 
-class _Memory(NamedTuple):
-    """Bytes held: by the process with its model, on top of that per passage of a shard, and by forward passes."""
-
-    base: int
-    per_passage: float
-    forward: int
-
-
 def estimate(config: PlanEncodeConfig, started: float) -> Estimate:
     """Returns the plan; `started` is how many seconds the start of the process took. See `jobs.plan_encode`."""
     found = survey(config.corpus, config.sample, SEED)
@@ -65,51 +86,44 @@ def estimate(config: PlanEncodeConfig, started: float) -> Estimate:
     with hushed():
         outline = load_model(config, weights=False)
     reason = _why_not_run(config, outline)
-    clock = Clock()
     forget_peak(pick_device(config.device))
-    with clock.part("start"):
-        model = outline if reason else load_model(config)
-        assert reason or model.fingerprint  # reads the weights of a base model once more, as the job does
+    began = time.perf_counter()
+    model = outline if reason else load_model(config)
+    assert reason or model.fingerprint  # reads the weights of a base model once more, as the job does
+    started += time.perf_counter() - began
     length = config.passage_length or model.contract.passage_length
     model.check_length(length, "a passage length")
     before = held_memory(model.device)
-    sample = _tokenised(model, texts, length)
+    work = _Work(found, texts, _lengths(model, texts, length), _budget(config, model), config.shard_size)
     per_passage = max(peak_memory(model.device) - before, 0) / len(texts)
-    speed, rows = None, round(found.rows * len(texts) / len(found.sample))
     with scratch(config.output) as folder:
-        with clock.part("store"):
-            stored = store_bytes(folder / "documents", found.sample)
-        if not reason:
-            note(f"calibrating: about {config.calibrate:g} s of encoding passages of the corpus")
-            held = held_memory(model.device)
-            speed = _encode_a_little(config, model, sample, length)
-            memory = _Memory(before, per_passage, speed.memory - held)
-    cells = padded(sample.lengths, _budget(config, model))
+        stored = store(folder, found.sample)
+    seconds = memory = speed = None
+    if not reason:
+        note(f"calibrating: about {config.calibrate:g} s of encoding passages of the corpus")
+        held = held_memory(model.device)
+        speed = _encode_a_little(config, model, work, length)
+        seconds = _seconds(work, stored, speed, started)
+        forward = speed.memory - held
+        memory = _at_most(before + forward, per_passage, min(config.shard_size, found.rows), model)
     disk = {
-        "vectors": npy_bytes(np.dtype(config.vector_dtype), (rows, model.dim)),
-        "documents and ids": round(stored * found.rows / len(found.sample)),
-        "table of ids": TABLE_BYTES * rows,
+        "vectors": npy_bytes(np.dtype(config.vector_dtype), (work.rows, model.dim)),
+        "documents and ids": round(stored.bytes_per_row * found.rows),
+        "table of ids": TABLE_BYTES * work.rows,
     }
     return Estimate(
         job="encode",
         corpus=", ".join(map(str, config.corpus)),
-        amounts={
-            "documents": found.rows,
-            "bytes of text": found.bytes,
-            "tokens": round(sum(sample.lengths) * rows / len(texts)),
-            "tokens per passage": sum(sample.lengths) / len(texts),
-            "padding": 1 - sum(sample.lengths) / cells,
-            "shards": math.ceil(found.rows / config.shard_size),
-        },
-        hardware=NOTHING if speed is None else device_name(model.device, next(model.lm.parameters()).dtype),
-        seconds=None if speed is None else _seconds(found, clock, started, speed, cells * rows / len(texts)),
-        memory=None if speed is None else _at_most(memory, min(config.shard_size, found.rows), model),
+        amounts=work.amounts(),
+        hardware=NOTHING if reason else device_name(model.device, next(model.lm.parameters()).dtype),
+        seconds=seconds,
+        memory=memory,
         memory_here=device_memory(model.device),
         disk=disk,
         disk_after=sum(disk.values()) - disk["table of ids"],
         disk_free=free_disk(config.output),
-        fleet=_fleet(config, outline, sample, rows) if config.fleet else None,
-        notes=_notes(found, texts, speed, reason),
+        fleet=_fleet(config, outline, work) if config.fleet else None,
+        notes=_notes(work, speed, reason),
         next_command=command_line("encode", EncodeConfig, config),
     )
 
@@ -136,76 +150,71 @@ def _why_not_run(config: PlanEncodeConfig, outline: EmbeddingModel) -> str:
     return ""
 
 
-def _tokenised(model: EmbeddingModel, texts: Sequence[Document], length: int) -> _Sample:
+def _lengths(model: EmbeddingModel, texts: Sequence[Document], length: int) -> list[int]:
+    """Returns the tokens of each text's row, all of them tokenised at once, as those of a shard are."""
     join = model.contract.join_title
     rows = model.bind().encode([join(text.title, text.text) for text in texts], "passage", length)
-    return _Sample(list(texts), [len(row) for row in rows])
+    return [len(row) for row in rows]
 
 
-def _encode_a_little(config: PlanEncodeConfig, model: EmbeddingModel, sample: _Sample, length: int) -> _Speed:
+def _encode_a_little(config: PlanEncodeConfig, model: EmbeddingModel, work: _Work, length: int) -> _Speed:
     """Encodes a few passages, then as many as there is time for; a random part of the sample, in one call."""
-    order = random.Random(SEED).sample(range(len(sample.documents)), len(sample.documents))
-    first = order[:FIRST_PASSAGES]
-    _encode(config, model, sample, first[:1], length)  # what is set up once is no part of the speed
-    taken = _encode(config, model, sample, first, length)
-    count = int(len(first) * config.calibrate / max(taken, 1e-9))
-    if count > len(first):
-        first = order[:count]
-        taken = _encode(config, model, sample, first, length)
-    cells = padded([sample.lengths[number] for number in first], _budget(config, model))
-    return _Speed(taken / cells, len(first), peak_memory(model.device))
+    retriever = Retriever(model)
+
+    def encode(numbers: Sequence[int]) -> float:
+        picked = [work.documents[number] for number in numbers]
+        began = time.perf_counter()
+        retriever.encode_passages(
+            [document.text for document in picked],
+            titles=[document.title for document in picked],
+            token_budget=config.token_budget,
+            max_length=length,
+        )
+        return time.perf_counter() - began
+
+    order = random.Random(SEED).sample(range(len(work.documents)), len(work.documents))
+    some = order[:FIRST_PASSAGES]
+    encode(some[:1])  # what is set up once is no part of the speed
+    taken = encode(some)
+    count = int(len(some) * config.calibrate / max(taken, 1e-9))
+    if count > len(some):
+        some = order[:count]
+        taken = encode(some)
+    cells = padded([work.lengths[number] for number in some], work.budget)
+    return _Speed(taken / cells, len(some), peak_memory(model.device))
 
 
-def _encode(
-    config: PlanEncodeConfig, model: EmbeddingModel, sample: _Sample, numbers: Sequence[int], length: int
-) -> float:
-    """Encodes some documents of the sample as a shard is encoded; returns the seconds it took."""
-    picked = [sample.documents[number] for number in numbers]
-    began = time.perf_counter()
-    Retriever(model).encode_passages(
-        [document.text for document in picked],
-        titles=[document.title for document in picked],
-        token_budget=config.token_budget,
-        max_length=length,
-    )
-    return time.perf_counter() - began
-
-
-def _seconds(found: Survey, clock: Clock, started: float, speed: _Speed, cells: float) -> dict[str, float]:
+def _seconds(work: _Work, stored: Stored, speed: _Speed, started: float) -> dict[str, float]:
     return {
-        "start": started + clock.seconds["start"],
-        "read": 2 * found.read_seconds,  # rows are counted first
-        "encode": speed.per_cell * cells,
-        "store": clock.seconds["store"] * found.rows / len(found.sample),
+        "start": started,
+        "read": 2 * work.found.read_seconds,  # rows are counted first
+        "encode": speed.per_cell * work.cells * work.rows / len(work.documents),
+        "store": stored.seconds(work.found.rows, work.shards),
     }
 
 
-def _at_most(memory: _Memory, passages: int, model: EmbeddingModel) -> int:
+def _at_most(base: int, per_passage: float, passages: int, model: EmbeddingModel) -> int:
     """Returns the most that is held: all passages of a shard are tokenised at once, and then encoded."""
     vectors = 2 * 4 * model.dim * passages if model.device.type == "cuda" else 0
-    return round(memory.base + memory.per_passage * passages + memory.forward + vectors)
+    return round(base + per_passage * passages + vectors)
 
 
-def _fleet(config: PlanEncodeConfig, outline: EmbeddingModel, sample: _Sample, rows: int) -> FleetEstimate:
+def _fleet(config: PlanEncodeConfig, outline: EmbeddingModel, work: _Work) -> FleetEstimate:
     # Imported after all measurements: it brings along what training needs, and encoding does without.
     from llara.plan.fleet import Load, estimate_encoding
 
     assert config.fleet is not None
     fleet, budget = parse_fleet(config.fleet), config.token_budget or GPU_BUDGET
-    cells = padded(sample.lengths, budget)
-    load = Load(
-        cells=cells * rows / len(sample.lengths) / fleet.number,
-        cells_per_pass=budget,
-        width=round(cells / len(sample.lengths)),
-        slots=0,
-    )
+    per_passage = padded(work.lengths, budget) / len(work.lengths)
+    load = Load(cells=per_passage * work.rows / fleet.number, cells_per_pass=budget, width=round(per_passage), slots=0)
     return estimate_encoding(config, outline, fleet, load)
 
 
-def _notes(found: Survey, texts: Sequence[Document], speed: _Speed | None, reason: str) -> tuple[str, ...]:
-    notes = [found.counting("tokens"), *found.remarks]
-    if len(texts) < len(found.sample):
-        notes.append(f"{len(found.sample) - len(texts):,} of {len(found.sample):,} rows are bad and would be left out")
+def _notes(work: _Work, speed: _Speed | None, reason: str) -> tuple[str, ...]:
+    sampled = len(work.found.sample)
+    notes = [work.found.counting("tokens"), *work.found.remarks]
+    if len(work.documents) < sampled:
+        notes.append(f"{sampled - len(work.documents):,} of {sampled:,} rows are bad and would be left out")
     if speed is None:
         return (*notes, reason)
     return (

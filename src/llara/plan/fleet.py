@@ -102,7 +102,7 @@ def _forward(model: EmbeddingModel, inputs: dict[str, Tensor], slots: int) -> Te
 def estimate_training(config: TrainConfig, model: EmbeddingModel, fleet: Fleet, load: Load) -> FleetEstimate:
     """Returns what training takes on each of the GPUs; `model` was opened without weights, and is changed."""
     half = fleet.gpu.bf16 and config.dtype in ("auto", "bfloat16")
-    tricks = _Tricks(bool(getattr(config, "gradient_checkpointing", False)), config.quantize == "4bit")
+    tricks = _Tricks(config.gradient_checkpointing, config.quantize == "4bit")
     graph = _count(config, model, load, half, config.lora_rank)
     memory = _training_memory(config, fleet, load, graph, half, tricks)
     advice = [] if fleet.gpu.bf16 else [f"{fleet.name} has no bfloat16: weights and arithmetic are float32"]
@@ -238,7 +238,7 @@ def _advice(
 
 
 def with_lora(model: EmbeddingModel, config: TrainConfig, rank: int) -> EmbeddingModel:
-    """Returns a copy of the outline with LoRA in it, whose own weights are float32."""
+    """Returns a copy of the outline with LoRA in it."""
     outline = copy.copy(model)
     outline.lm, outline.new_tokens = copy.deepcopy(model.lm), []  # rows of new tokens are few
     add_lora(outline, replace(config, lora_rank=rank, quantize="none"))  # shapes are those of whole weights

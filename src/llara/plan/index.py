@@ -1,6 +1,8 @@
 """What `index` would take: an index of a sample, written as the whole would be, and the whole in its proportion."""
 
+import math
 import time
+from itertools import cycle, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,9 +15,10 @@ from llara.index.bm25 import WORDS, check_language, write_bm25
 from llara.index.flat import write_flat
 from llara.invocation import shell_line
 from llara.plan.config import PlanIndexConfig, command_line
-from llara.plan.corpus import SEED, Sampled, draw_sample, good_documents, store_bytes, survey
+from llara.plan.corpus import SEED, Sampled, draw_sample, good_documents, store, survey
 from llara.plan.measure import (
     device_memory,
+    extend,
     folder_bytes,
     forget_peak,
     free_disk,
@@ -28,6 +31,7 @@ from llara.progress import hushed
 from llara.records import Document
 
 SHARD = 10_000  # vectors written at once; what `encode` makes where nothing else is said
+IDS = 200_000  # are written to see how long all take
 HEAPS = 0.5  # a corpus n times larger has about n to this power times the words (Heaps' law, 0.4 to 0.6 in English)
 OPENING = 0.2  # seconds of reading the finished index back
 
@@ -122,10 +126,10 @@ def _of_corpus(config: PlanIndexConfig) -> _Input:
 
 
 def _flat(folder: Path, given: _Input) -> _Found:
-    """Writes one shard's worth of vectors and the sample's ids."""
-    block = np.random.default_rng(SEED).standard_normal((min(SHARD, given.total), given.dim), dtype=np.float32)
+    """Writes one shard's worth of vectors, and ids."""
     base = held_memory()
     forget_peak()
+    block = np.random.default_rng(SEED).standard_normal((min(SHARD, given.total), given.dim), dtype=np.float32)
     began = time.perf_counter()
     write_flat(folder, [block], len(block), given.dim)
     writing = (time.perf_counter() - began) * given.total / len(block)
@@ -135,11 +139,12 @@ def _flat(folder: Path, given: _Input) -> _Found:
 
 
 def _ids(folder: Path, given: _Input) -> tuple[float, int]:
-    """Returns the seconds and bytes that all ids take."""
+    """Returns the seconds and bytes that all ids take; those of the sample are written over and over."""
+    some = islice(cycle(document.id for document in given.documents), min(given.total, IDS))
     began = time.perf_counter()
-    files = write_ids(folder, [document.id for document in given.documents])
-    taken = time.perf_counter() - began
-    return taken * given.scale, round(sum(record.bytes for record in files.values()) * given.scale)
+    files = write_ids(folder, some)
+    scale = given.total / min(given.total, IDS)
+    return (time.perf_counter() - began) * scale, round(sum(record.bytes for record in files.values()) * scale)
 
 
 def _bm25(config: PlanIndexConfig, folder: Path, given: _Input) -> _Found:
@@ -151,26 +156,20 @@ def _bm25(config: PlanIndexConfig, folder: Path, given: _Input) -> _Found:
         began = time.perf_counter()
         write_bm25(folder, given.documents[:count], config.k1, config.b, config.language)
         seconds.append(time.perf_counter() - began)
-        memory.append(peak_memory())
+        memory.append(peak_memory() - base)
     words = (folder / WORDS).stat().st_size
     disk = {
         "postings": round((folder_bytes(folder) - words) * given.scale),
         "words": round(words * given.scale**HEAPS),
     }
-    parts = {"words": _extend(small, seconds[0], whole, seconds[1], given.total)}
+    parts = {"words": extend(small, seconds[0], whole, seconds[1], given.total)}
     parts["ids"], disk["ids"] = _ids(folder, given)
     if given.rows:
-        began = time.perf_counter()
-        stored = store_bytes(folder / "documents", given.rows)
-        parts["store"] = given.read_seconds + (time.perf_counter() - began) * given.scale
-        disk["documents"] = round(stored * given.scale)
-    return _Found(parts, disk, round(_extend(small, memory[0] - base, whole, memory[1] - base, given.total)))
-
-
-def _extend(small: int, low: float, whole: int, high: float, count: int) -> float:
-    """Returns the value at `count` on the line through two measured values; never below the larger one."""
-    slope = max((high - low) / (whole - small), 0.0) if whole > small else high / whole
-    return max(high + slope * (count - whole), high)
+        stored = store(folder / "documents", given.rows)
+        total = round(given.total * len(given.rows) / len(given.documents))
+        parts["store"] = given.read_seconds + stored.seconds(total, math.ceil(total / SHARD))
+        disk["documents"] = round(stored.bytes_per_row * total)
+    return _Found(parts, disk, round(extend(small, memory[0], whole, memory[1], given.total)))
 
 
 def _notes(config: PlanIndexConfig, given: _Input) -> tuple[str, ...]:

@@ -34,6 +34,15 @@ class Clock:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
 
 
+def extend(small: int, low: float, whole: int, high: float, count: float) -> float:
+    """Returns the value at `count` on the line through those measured at `small` and `whole`, at least the latter.
+
+    What a job does once, such as waiting for the disk to have a file, is so not counted for every document.
+    """
+    slope = max((high - low) / (whole - small), 0.0) if whole > small else high / whole
+    return max(high + slope * (count - whole), high)
+
+
 def forget_peak(device: "torch.device | None" = None) -> None:
     """Starts the measurement of `peak_memory` anew, where the system can: an earlier job of this process is no part."""
     if device is not None and device.type == "cuda":
