@@ -26,6 +26,12 @@ class TrainConfig(ModelConfig):
     token_budget: int | None = None
     """Tokens per forward pass, padding included; default: 1024 on a CPU, whose caches it fits, 16384 on a GPU.
     It decides how a batch is cut into passes, so memory and speed, and not what is learned."""
+    gradient_checkpointing: bool = False
+    """Keep one activation per layer and compute the others again in the backward pass: a fraction of the memory, for a
+    third more time. Gradients stay the same."""
+    compile: bool = False
+    """Compile the model's layers: takes half a minute or more before the first step and, on a CPU, a C++ compiler; then
+    saves a tenth of a step's time on a CPU and more on a GPU. Pays in runs of some hundred steps and more."""
     learning_rate: float = 1e-4
     """Peak learning rate."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
