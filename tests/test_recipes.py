@@ -11,9 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from llara.config import AdaptConfig, FinetuneConfig, to_toml
 from llara.evaluate import Evaluation
+from llara.training.adapt import adapt
+from tests import tiny
+from tests.training.helpers import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 # The plans of recipes/ablation.py have many arms each; tests/test_ablation.py loads them.
@@ -42,6 +47,21 @@ def test_configuration_loads_through_the_command_line(path: Path) -> None:
               for key, value in effective.items()}  # fmt: skip
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     assert tomllib.loads(to_toml(KINDS[command](**{**values, "output": Path(values["output"])}))) == effective
+
+
+@pytest.mark.parametrize("name", ["7b_adapt.toml", "7b_qlora_adapt.toml"])
+def test_what_a_large_model_is_adapted_with_runs_on_a_small_one(name: str, tmp_path: Path) -> None:
+    values = tomllib.loads((ROOT / "recipes" / name).read_text(encoding="utf-8"))
+    small = {"batch_size": 4, "steps": 2, "token_budget": 64, "chunk_length": 16, "min_chunk_length": 4}
+    here = {"dtype": "float32", "quantize": "none", "device": "cpu", "offline": True}
+    corpus = write_text(tmp_path / "text.jsonl")
+    paths = {"model": str(tiny.save_base(tmp_path / "base")), "corpus": (corpus,), "output": tmp_path / "out"}
+    result = adapt(AdaptConfig(**{**values, **small, **here, **paths}))
+    assert result.steps == 2
+    assert {"loss_ebae", "loss_ebar"} <= result.log.keys()
+    before, after = (load_file(folder / "model.safetensors") for folder in (tmp_path / "base", tmp_path / "out"))
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert changed == {key for key in before if "proj" in key}, "LoRA on all linear maps, merged"
 
 
 def measured(record: Path, stage: str, *command: str) -> subprocess.CompletedProcess[str]:

@@ -33,7 +33,7 @@ def out_of_memory(config: TrainConfig, step: int, error: BaseException) -> str:
     """Returns the message on memory that ran out: settings that help and leave what is trained as it is."""
     asked = "" if config.token_budget is None else f" (now {config.token_budget:,})"
     helps = [f"--token-budget{asked}, which decides how a batch is cut into passes"]
-    if not getattr(config, "gradient_checkpointing", False):
+    if not config.gradient_checkpointing:
         helps.append("--gradient-checkpointing, which computes again what it does not keep")
     return (
         f"out of memory at step {step}: {str(error).strip().splitlines()[0]}. Lower {'; add '.join(helps)}. "
