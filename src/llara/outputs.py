@@ -25,9 +25,7 @@ def check_file_output(output: Path, inputs: Iterable[Path], folders: Iterable[Pa
         check_output(path, inputs)
     for folder in folders:
         if folder.is_dir() and output.resolve().is_relative_to(folder.resolve()):
-            raise ConfigError(
-                f"--output: {output} lies in the folder {folder}, an input; give another place"
-            )
+            raise ConfigError(f"--output: {output} lies in the folder {folder}, an input; give another place")
 
 
 def save_settings(output: Path, config: JobConfig) -> None:

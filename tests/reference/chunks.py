@@ -31,4 +31,3 @@ def cut_document(
         if len(piece) >= max(min_length, 1):
             chunks.append((piece, following))
     return chunks
-
