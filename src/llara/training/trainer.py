@@ -298,7 +298,7 @@ class JobTrainer(SavingTrainer):
         if "loss" in logs:
             logs.update(self._watched())
         # To Trainer the whole run is one epoch, whatever the job's configuration calls one.
-        epoch, self.state.epoch = self.state.epoch, None
+        epoch, self.state.epoch = self.state.epoch, None  # type: ignore[assignment]
         super().log(logs, start_time)
         self.state.epoch = epoch
         if "loss" in logs and self.args.should_save:
