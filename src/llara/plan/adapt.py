@@ -30,6 +30,7 @@ from llara.plan.measure import (
     folder_bytes,
     forget_peak,
     free_disk,
+    make_twice,
     peak_memory,
     scratch,
 )
@@ -78,11 +79,11 @@ def estimate(config: PlanAdaptConfig, started: float) -> Estimate:
         raise ConfigError("plan adapt: runs in one process; start it without torchrun, and name the GPUs with --fleet")
     found = survey(config.corpus, config.sample, config.seed)
     texts = documents(found.sample, needs_id=False)
-    outline = _outline(config)
+    outline, first = make_twice(lambda: _outline(config))
     reason = _why_not_run(config, outline)
     began = time.perf_counter()
     model, objective = _open(config, outline if reason else None)
-    started += time.perf_counter() - began + _hashing(config.corpus)
+    started += first + time.perf_counter() - began + _hashing(config.corpus)
     speed = memory = seconds = fleet = None
     with scratch(config.output) as folder:
         chunks, preparing = _prepare(folder, config, model, texts, found.scale)
@@ -238,7 +239,7 @@ def _seconds(
     return {
         "start": started,
         "prepare": preparing,
-        "train": speed.first + step * amounts.steps,
+        "train": speed.once + step * amounts.steps,
         "measure": speed.per_measured * amounts.measured * amounts.measurements,
         "checkpoints": speed.checkpoint_seconds * amounts.checkpoints,
         "publish": writing * sizes.model,

@@ -38,12 +38,12 @@ class Cells(NamedTuple):
 class Speed(NamedTuple):
     """What training takes: seconds per padded token and per optimizer step, of a checkpoint, per held-out chunk.
 
-    `first` is what the first step takes beyond the others. `steps` were run, `reduced` with a smaller batch than asked.
+    `once` is what a run takes beyond its steps. `steps` were run, `reduced` with a smaller batch than asked.
     """
 
     per_cell: float
     per_step: float
-    first: float
+    once: float
     checkpoint_seconds: float
     checkpoint_bytes: int
     per_measured: float
@@ -109,12 +109,12 @@ def train_a_little(
     smaller = _affordable(config, model, look_at(assemble(config, model, objective, chunks)[1]))
     reduced, config = smaller != config, smaller
     module, source = assemble(config, model, objective, chunks)
+    clock, times = Clock(), _StepTimes(config.calibrate)
     with hushed():
-        trainer = JobTrainer(module, source, config, folder, MOST_STEPS, "calibrate")
-        times = _StepTimes(config.calibrate)
-        trainer.add_callback(times)
-        trainer.run()
-        clock = Clock()
+        with clock.part("run"):
+            trainer = JobTrainer(module, source, config, folder, MOST_STEPS, "calibrate")
+            trainer.add_callback(times)
+            trainer.run()
         with clock.part("checkpoint"):
             trainer._save_checkpoint(trainer.model, None)  # type: ignore[arg-type]
         with clock.part("measure"):
@@ -128,7 +128,7 @@ def train_a_little(
     return Speed(
         per_cell=per_cell,
         per_step=per_step,
-        first=max(times.steps[0] - per_step - per_cell * cells[0], 0.0),
+        once=max(clock.seconds["run"] - per_step * len(cells) - per_cell * sum(cells), 0.0),
         checkpoint_seconds=clock.seconds["checkpoint"],
         checkpoint_bytes=written,
         per_measured=clock.seconds["measure"] / max(measured, 1),

@@ -22,6 +22,7 @@ from llara.plan.measure import (
     forget_peak,
     free_disk,
     held_memory,
+    make_twice,
     peak_memory,
     scratch,
 )
@@ -84,13 +85,13 @@ def estimate(config: PlanEncodeConfig, started: float) -> Estimate:
     found = survey(config.corpus, config.sample, SEED)
     texts = good_documents(found.sample)
     with hushed():
-        outline = load_model(config, weights=False)
+        outline, first = make_twice(lambda: load_model(config, weights=False))
     reason = _why_not_run(config, outline)
     forget_peak(pick_device(config.device))
     began = time.perf_counter()
     model = outline if reason else load_model(config)
     assert reason or model.fingerprint  # reads the weights of a base model once more, as the job does
-    started += time.perf_counter() - began
+    started += first + time.perf_counter() - began
     length = config.passage_length or model.contract.passage_length
     model.check_length(length, "a passage length")
     before = held_memory(model.device)

@@ -33,7 +33,7 @@ from llara.records import Document
 SHARD = 10_000  # vectors written at once; what `encode` makes where nothing else is said
 IDS = 200_000  # are written to see how long all take
 HEAPS = 0.5  # a corpus n times larger has about n to this power times the words (Heaps' law, 0.4 to 0.6 in English)
-OPENING = 0.2  # seconds of reading the finished index back
+OPENING = 0.05  # seconds of small files beside it, and of reading the finished index back
 
 
 class _Input(NamedTuple):

@@ -5,7 +5,7 @@ import time
 from llara.plan.config import PlanAdaptConfig, PlanEncodeConfig, PlanIndexConfig
 from llara.plan.report import Estimate
 
-INTERPRETER = 0.3  # seconds of Python and the command line before a job is imported
+LONGEST_START = 0.5  # seconds of Python and the command line; a process that has worked longer did something else
 
 
 def plan_adapt(config: PlanAdaptConfig) -> Estimate:
@@ -16,10 +16,10 @@ def plan_adapt(config: PlanAdaptConfig) -> Estimate:
         ModelError: A model that cannot be loaded or adapted.
         ConfigError: Settings that contradict the model.
     """
-    began = time.perf_counter()
+    before, began = _start(), time.perf_counter()
     import llara.training.adapt  # noqa: F401
 
-    started = INTERPRETER + time.perf_counter() - began
+    started = before + time.perf_counter() - began
     from llara.plan.adapt import estimate
 
     return estimate(config, started)
@@ -33,11 +33,11 @@ def plan_encode(config: PlanEncodeConfig) -> Estimate:
         ModelError: A model that cannot be loaded.
         ConfigError: Settings that contradict the model.
     """
-    began = time.perf_counter()
+    before, began = _start(), time.perf_counter()
     import llara.encoding.encode
     import llara.retriever  # noqa: F401
 
-    started = INTERPRETER + time.perf_counter() - began
+    started = before + time.perf_counter() - began
     from llara.plan.encode import estimate
 
     return estimate(config, started)
@@ -52,10 +52,15 @@ def plan_index(config: PlanIndexConfig) -> Estimate:
         ModelError: A model whose shape cannot be read.
         StorageError: The vectors folder is damaged.
     """
-    began = time.perf_counter()
+    before, began = _start(), time.perf_counter()
     import llara.index.build  # noqa: F401
 
-    started = INTERPRETER + time.perf_counter() - began
+    started = before + time.perf_counter() - began
     from llara.plan.index import estimate
 
     return estimate(config, started)
+
+
+def _start() -> float:
+    """Returns what it took to get here, in a process that was started for the plan."""
+    return min(time.process_time(), LONGEST_START)
