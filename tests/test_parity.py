@@ -1,14 +1,19 @@
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor
+from torch.nn.attention import flex_attention as flex_module
+from torch.nn.attention.flex_attention import flex_attention
+from transformers.integrations import flex_attention as flex_integration
 
 from llara.contract import Contract
 from llara.errors import ModelError
+from llara.masks import MaskForm
 from llara.model import EmbeddingModel
-from llara.parity import check_branches, check_head, probe_length
+from llara.parity import check_branches, check_head, check_packing, check_padding, probe_length
 from llara.templates import RELEASE, Template
 from tests import tiny
 
@@ -17,10 +22,27 @@ def check(model: EmbeddingModel, text_length: int = 40) -> Any:
     return check_branches(model, model.bind(), text_length)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "gpt_neox", "phi", "opt", "qwen2", "cohere", "granite"])
+PLAIN = [
+    "llama",
+    "qwen3",
+    "gpt2",
+    "gpt_neox",
+    "phi",
+    "opt",
+    "qwen2",
+    "cohere",
+    "granite",
+    "gemma",
+    "gemma3_text",
+    "olmo2",
+]
+
+
+@pytest.mark.parametrize("family", PLAIN)
 def test_plain_models_run_in_one_pass(family: str) -> None:
     found = check(tiny.model(family))
     assert found.one_pass
+    assert found.form == MaskForm()
     assert "branches of one pass and of two differ by" in found.reason
 
 
@@ -35,16 +57,16 @@ def test_template_without_bos_or_prefix() -> None:
 
 
 @pytest.mark.parametrize("text_length", [tiny.WINDOW + 1, 40, 200])
-def test_sliding_window_that_acts_needs_two_passes(text_length: int) -> None:
+def test_sliding_window_that_acts_is_put_into_the_mask(text_length: int) -> None:
     found = check(tiny.model("mistral"), text_length)
-    assert not found.one_pass
-    assert "branches of one pass and of two differ by" in found.reason
+    assert found.one_pass
+    assert found.form == MaskForm(window="everywhere")
 
 
 def test_sliding_window_that_no_row_reaches_does_not_act() -> None:
     model = tiny.model("mistral", sliding_window=200)
-    assert check(model, text_length=40).one_pass
-    assert not check(model, text_length=400).one_pass
+    assert check(model, text_length=40).form == MaskForm()
+    assert check(model, text_length=400).form == MaskForm(window="everywhere")
 
 
 def test_window_reached_by_the_prompt_alone_is_found() -> None:
@@ -52,15 +74,70 @@ def test_window_reached_by_the_prompt_alone_is_found() -> None:
     model = tiny.model("mistral", sliding_window=25)
     template = model.bind()
     assert 20 < 25 < 20 + template.overhead("query")
-    assert not check(model, text_length=20).one_pass
+    assert check(model, text_length=20).form == MaskForm(window="everywhere")
 
 
-def test_eager_attention_is_found() -> None:
-    model = tiny.model("llama", attention="eager")
+@pytest.mark.parametrize(
+    ("family", "added"), [("gemma3_text", False), ("cohere2", False), ("gemma2", True), ("gpt_oss", True)]
+)
+def test_layers_of_two_kinds_get_a_mask_each(family: str, added: bool) -> None:
+    """Some of these layers have a sliding window, others see everything; one has attention with a soft-cap, too."""
+    model = tiny.model(family, sliding_window=tiny.WINDOW, layer_types=["sliding_attention", "full_attention"])
+    assert check(model, 40) == (True, ANY, MaskForm(added, "by layer"))
+    assert check(model, 1).form == MaskForm(added)  # text and suffix together do not reach the window
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_eager_attention_gets_a_mask_to_add(family: str) -> None:
+    """It would add a boolean one as 0 and 1, without an error."""
+    model = tiny.model(family, attention="eager")
     assert model.lm.config._attn_implementation == "eager"
-    found = check(model)
-    assert not found.one_pass
-    assert "differ by" in found.reason
+    assert check(model).form == MaskForm(added=True)
+    template = model.bind()
+    alone = check_padding(model, template, 40)
+    wrong = check_packing(model, template, 40, MaskForm(added=False), alone)
+    assert not wrong.one_pass
+    assert "differ by" in wrong.reason
+
+
+def test_soft_cap_of_attention_acts_in_both_ways_of_running() -> None:
+    """Gemma 2 caps its attention scores: SDPA cannot, so that a model opened with it would be another model."""
+    model = tiny.model("gemma2", attn_logit_softcapping=0.5)
+    assert model.lm.config._attn_implementation == "eager"
+    assert check(model).one_pass
+    uncapped = tiny.model("gemma2", attn_logit_softcapping=None)
+    ids = torch.arange(20, 60)[None]
+    with torch.no_grad():
+        difference = (model.trunk(input_ids=ids) - uncapped.trunk(input_ids=ids)).abs().max()
+    assert float(difference) > 0.1
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "gpt_neox", "gemma2", "mistral"])
+def test_packed_texts_equal_each_text_alone(family: str) -> None:
+    model = tiny.model(family)
+    template = model.bind()
+    form = check(model).form
+    alone = check_padding(model, template, 40)
+    assert check_packing(model, template, 40, form, alone).one_pass
+    # The comparison can fail: without the layout's mask, texts of one row see each other.
+    blind = EmbeddingModel(model.lm, model.tokenizer, model.contract, "", "blind")
+    blind.trunk = lambda **inputs: model.trunk(**{**inputs, "attention_mask": None})  # type: ignore[method-assign]
+    assert not check_packing(blind, template, 40, form, alone).one_pass
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's compiler has many of its own
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "mistral"])
+def test_flex_attention_under_a_block_mask_equals_each_text_alone(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not compiled, since FlexAttention's own CPU kernels are none of our concern, and forward only."""
+    monkeypatch.setattr(flex_integration.WrappedFlexAttention, "__call__", lambda self: flex_attention)
+    monkeypatch.setattr(flex_module, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True, raising=False)
+    model = tiny.model(family)
+    template = model.bind()
+    form = check(model).form
+    alone = check_padding(model, template, 40)
+    model.lm.set_attn_implementation("flex_attention")
+    found = check_packing(model, template, 40, form._replace(added=False, blocks=True), alone)
+    assert found.one_pass, found.reason
 
 
 @pytest.mark.parametrize(("family", "reason"), [("bloom", "a prepared mask fails in this model"), ("mpt", "differ by")])

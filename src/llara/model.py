@@ -85,6 +85,12 @@ class EmbeddingModel:
         return positions_of(self.lm)
 
     @property
+    def window(self) -> int | None:
+        """The sliding window of some or all of its layers, None where it names none."""
+        window = getattr(self.lm.config.get_text_config(), "sliding_window", None)
+        return window if isinstance(window, int) and window > 0 else None
+
+    @property
     def pad_id(self) -> int:
         """The id that fills rows up; never seen by a real token."""
         return pad_id_of(self.tokenizer)
@@ -93,8 +99,8 @@ class EmbeddingModel:
         """Returns the contract's template in this tokenizer's ids."""
         return BoundTemplate(self.contract.template, self.tokenizer, bos=self.contract.bos)
 
-    def trunk(self, **inputs: Tensor | None) -> Tensor:
-        """Returns the last hidden states after the final norm, [B, W, D]."""
+    def trunk(self, **inputs: Any) -> Tensor:
+        """Returns the last hidden states after the final norm, [B, W, D]; `inputs` are those of the model's forward."""
         states: Tensor = self.lm.base_model(**inputs, use_cache=False).last_hidden_state
         return states
 

@@ -1,17 +1,18 @@
 """Does one pass over both branches give what two passes give? Asked of every model before it is adapted.
 
 A prepared mask can be wrong without an error: eager attention adds a boolean mask as 0 and 1, a prepared mask switches
-sliding windows off, and ALiBi takes its distances from the mask's shape. Comparing is safer than a list of names.
+sliding windows off, and ALiBi takes its distances from the mask's shape. Comparing is safer than a list of names, and
+finds out, too, in which form a model takes a mask.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from llara.errors import ModelError
-from llara.masks import branch_layout
+from llara.masks import Layout, MaskForm, branch_layout, packed_layout, prepared_mask
 from llara.model import EmbeddingModel, slot_states
 from llara.templates import BoundSide, BoundTemplate
 
@@ -21,10 +22,14 @@ USUAL_PROBE, LONGEST_PROBE = 1024, 8192
 
 
 class Parity(NamedTuple):
-    """Whether one pass is right, and the largest relative difference seen (or why it could not run)."""
+    """Whether one pass is right, the largest relative difference seen (or why it could not run), and under which mask.
+
+    A model that takes masks in no form that is known here runs in two passes.
+    """
 
     one_pass: bool
     reason: str
+    form: MaskForm = MaskForm()
 
 
 def probe_length(model: EmbeddingModel, text_length: int, overhead: int = 0) -> int:
@@ -32,8 +37,7 @@ def probe_length(model: EmbeddingModel, text_length: int, overhead: int = 0) -> 
 
     A window that no row of the job is longer than never acts, so a longer probe would refuse a model for nothing.
     """
-    window = getattr(model.lm.config.get_text_config(), "sliding_window", None)
-    beyond = window + 8 if isinstance(window, int) and window > 0 else 0
+    beyond = model.window + 8 if model.window else 0
     # Room for what the template adds is left where the model's positions end.
     limit = (model.positions or LONGEST_PROBE + overhead) - overhead
     return max(min(text_length, LONGEST_PROBE, max(USUAL_PROBE, beyond), limit), 2)
@@ -52,12 +56,52 @@ def check_branches(model: EmbeddingModel, template: BoundTemplate, text_length: 
         ModelError: Even a branch run alone depends on the padding beside it, so the model cannot be adapted here.
     """
     alone = check_padding(model, template, text_length)
+    texts = _texts(model, template.query.prefix, text_length, _overhead(template))
+    verdicts = [_compare(model, template, texts, alone, form, packed=False) for form in mask_forms(model)]
+    return next((verdict for verdict in verdicts if verdict.one_pass), verdicts[0])
+
+
+@torch.no_grad()
+def check_packing(
+    model: EmbeddingModel, template: BoundTemplate, text_length: int, form: MaskForm, alone: dict[str, list[Tensor]]
+) -> Parity:
+    """Compares several texts in one row with each branch run alone.
+
+    Args:
+        model: In evaluation mode, with the attention that packed rows are to run under.
+        template: Its template, with branches.
+        text_length: As for `check_branches`.
+        form: The mask of packed rows.
+        alone: What `check_padding` returned, under the attention that the model came with.
+    """
+    texts = _texts(model, template.query.prefix, text_length, _overhead(template))
+    return _compare(model, template, texts, alone, form, packed=True)
+
+
+def mask_forms(model: EmbeddingModel) -> Iterator[MaskForm]:
+    """Yields the forms in which this model may take a prepared mask, the plainest first."""
+    added = model.lm.config._attn_implementation == "eager"
+    yield MaskForm(added)
+    if model.window:
+        yield MaskForm(added, "everywhere")
+        yield MaskForm(added, "by layer")
+
+
+def _compare(
+    model: EmbeddingModel,
+    template: BoundTemplate,
+    texts: list[list[int]],
+    alone: dict[str, list[Tensor]],
+    form: MaskForm,
+    *,
+    packed: bool,
+) -> Parity:
     try:
-        together = _together(model, template, _texts(model, template.query.prefix, text_length, _overhead(template)))
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        return Parity(False, f"a prepared mask fails in this model ({type(error).__name__})")
+        together = (_packed if packed else _together)(model, template, texts, form)
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, NotImplementedError) as error:
+        return Parity(False, f"a prepared mask fails in this model ({type(error).__name__})", form)
     worst = max(_difference(together[name], alone[name]) for name in alone)
-    return Parity(worst <= _tolerance(model), f"branches of one pass and of two differ by {worst:.1e}")
+    return Parity(worst <= _tolerance(model), f"branches of one pass and of two differ by {worst:.1e}", form)
 
 
 @torch.no_grad()
@@ -144,15 +188,41 @@ def _alone(model: EmbeddingModel, row: list[int], slots: int) -> Tensor:
     return model.trunk(input_ids=torch.tensor([row], device=model.device), attention_mask=None)[0, -slots:]
 
 
-def _together(model: EmbeddingModel, template: BoundTemplate, texts: list[list[int]]) -> dict[str, list[Tensor]]:
+def _together(
+    model: EmbeddingModel, template: BoundTemplate, texts: list[list[int]], form: MaskForm
+) -> dict[str, list[Tensor]]:
     ids, _ = model.pad([[*text, *template.passage.suffix, *template.query.suffix] for text in texts])
     lengths = torch.tensor([len(text) for text in texts], device=model.device)
-    layout = branch_layout(lengths, len(template.passage.suffix), len(template.query.suffix), ids.shape[1])
-    states = model.trunk(input_ids=ids, attention_mask=layout.mask, position_ids=layout.position_ids)
+    layout, self_end, next_end = branch_layout(
+        lengths, len(template.passage.suffix), len(template.query.suffix), ids.shape[1]
+    )
+    states = _run(model, ids, layout, form)
     return {
-        "self": list(slot_states(states, layout.self_end, template.passage.slots)),
-        "next": list(slot_states(states, layout.next_end, template.query.slots)),
+        "self": list(slot_states(states, self_end, template.passage.slots)),
+        "next": list(slot_states(states, next_end, template.query.slots)),
     }
+
+
+def _packed(
+    model: EmbeddingModel, template: BoundTemplate, texts: list[list[int]], form: MaskForm
+) -> dict[str, list[Tensor]]:
+    own, other = len(template.passage.suffix), len(template.query.suffix)
+    layout = Layout(*(each.to(model.device) for each in packed_layout([len(text) for text in texts], own, other)))
+    row = [token for text in texts for token in (*text, *template.passage.suffix, *template.query.suffix)]
+    row += [model.pad_id] * (layout.documents.shape[1] - len(row))
+    states = _run(model, torch.tensor([row], device=model.device), layout, form)[0]
+    found: dict[str, list[Tensor]] = {"self": [], "next": []}
+    end = 0
+    for text in texts:
+        end += len(text) + own + other
+        found["self"].append(states[end - other - template.passage.slots : end - other])
+        found["next"].append(states[end - template.query.slots : end])
+    return found
+
+
+def _run(model: EmbeddingModel, ids: Tensor, layout: Layout, form: MaskForm) -> Tensor:
+    mask = prepared_mask(layout, form, model.window, model.lm.dtype)
+    return model.trunk(input_ids=ids, attention_mask=mask, position_ids=layout.position_ids)
 
 
 def _difference(found: list[Tensor], expected: list[Tensor]) -> float:

@@ -35,3 +35,23 @@ def position_ids(row: Sequence[str]) -> list[int]:
 def end(row: Sequence[str], kind: str) -> int:
     """One past the last position of a kind."""
     return max(column for column, each in enumerate(row) if each == kind) + 1
+
+
+def windowed(row: Sequence[str], window: int) -> list[list[bool]]:
+    """As `mask`, and nothing further back than the window, counted in position ids."""
+    ids = position_ids(row)
+    return [[seen and ids[i] - ids[j] < window for j, seen in enumerate(line)] for i, line in enumerate(mask(row))]
+
+
+def packed(texts: Sequence[int], own: int, other: int, width: int) -> list[list[bool]]:
+    """Several texts in one row: each text's own mask, and nothing between them; padding is a text by itself."""
+    rows = [mask(kinds(text, own, other, text + own + other, "right")) for text in texts]
+    used = sum(map(len, rows))
+    rows.append([[j <= i for j in range(width - used)] for i in range(width - used)])
+    whole = [[False] * width for _ in range(width)]
+    begin = 0
+    for row in rows:
+        for i, line in enumerate(row):
+            whole[begin + i][begin : begin + len(row)] = line
+        begin += len(row)
+    return whole

@@ -22,12 +22,7 @@ from tests.training.helpers import adapt_config, finetune_config, write_lines, w
 TEXTS = ["the sky is blue", "read a file line by line and close it"]
 RELEASE_TOKENS = [f"<s{i}>" for i in range(1, 17)]
 # Why one pass over both branches would be wrong here; see parity.py, which finds it out.
-TWO_PASSES = {
-    "mistral": "its window is shorter than the text",
-    "gemma2": "its soft cap takes eager attention, which adds a mask as 0 and 1",
-    "gptj": "it has eager attention only",
-    "bloom": "ALiBi",
-}
+TWO_PASSES = {"bloom": "ALiBi"}
 # PEFT trains a mixture of experts as whole parameters, for which it has no dropout.
 NO_DROPOUT = {"mixtral"}
 

@@ -10,12 +10,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import masking_utils
 
 from llara.contract import Contract
+from llara.masks import BLOCK, MaskForm
 from llara.model import EmbeddingModel
 from llara.templates import PAPER, RELEASE
 from llara.training.objective import AdaptModule, Plan, Prompts, collate, targets_of
 from tests import tiny
 from tests.reference.adaptation import adaptation_loss, branch_loss, branch_recall
 
+FORMS = {"mistral": MaskForm(window="everywhere")}  # its texts here are longer than its window
 TEXTS = [[5, 6, 7, 7, 8, 9, 40], [10, 11, 10], [12, 13, 14, 15, 16, 17, 18, 19, 20, 12, 13], [30]]
 NEXT = {"some": [[21, 22, 21], [], [23, 24, 25, 26], []], "all": [[21], [22, 22], [23], [24]], "none": [[], [], [], []]}
 
@@ -104,7 +106,7 @@ def test_one_pass_two_passes_and_the_slow_twin_agree(
 @pytest.mark.parametrize("family", tiny.FAMILIES[1:])
 def test_other_decoders_agree_with_the_slow_twin(family: str) -> None:
     model = make(family=family)
-    plan = Plan("ebae+ebar", family != "mistral", 1.0, 0.25)  # mistral's texts here are longer than its window
+    plan = Plan("ebae+ebar", True, 1.0, 0.25, form=FORMS.get(family, MaskForm()))
     loss, _, _, grad = measure(model, plan, NEXT["some"])
     model.lm.zero_grad()
     prompts = prompts_of(model)
@@ -115,6 +117,41 @@ def test_other_decoders_agree_with_the_slow_twin(family: str) -> None:
     expected.backward()
     torch.testing.assert_close(loss, expected.detach(), rtol=1e-5, atol=1e-5)
     assert_same_gradient(grad, gradient(model))
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("template", [PAPER, RELEASE], ids=["one slot", "eight slots"])
+def test_packed_rows_give_the_loss_and_gradient_of_separate_passes(family: str, template: Any) -> None:
+    model = make(template, family)
+    plan = Plan("ebae+ebar", True, 0.7, 0.5, form=FORMS.get(family, MaskForm()), packed=True)
+    loss, sums, counts, grad = measure(model, plan, NEXT["some"])
+    apart = measure(model, plan._replace(one_pass=False), NEXT["some"])
+    torch.testing.assert_close(loss, apart[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(sums, apart[1], rtol=1e-5, atol=1e-4)
+    assert torch.equal(counts, apart[2])
+    assert_same_gradient(grad, apart[3])
+
+
+def test_collate_packs_all_texts_into_one_row() -> None:
+    prompts = prompts_of(make())
+    plan = Plan("ebae+ebar", True, 1.0, 1.0, packed=True)
+    batch, apart = (batch_of(TEXTS, NEXT["some"], prompts, each) for each in (plan, plan._replace(packed=False)))
+    suffixes = [*prompts.self_side.suffix, *prompts.next_side.suffix]
+    row = [token for text in TEXTS for token in (*prompts.self_side.prefix, *text, *suffixes)]
+    assert batch["shared"].tolist() == [row + [prompts.pad_id] * (BLOCK - len(row))]
+    assert (batch["tokens"], batch["cells"]) == (len(row), BLOCK)
+    assert batch["documents"].shape == batch["parts"].shape == batch["position_ids"].shape == (1, BLOCK)
+    for name in ("counts", "self_rows", "self_ids", "self_weights", "next_ids", "lm_ids"):
+        assert torch.equal(batch[name], apart[name])
+    for name in ("self_slots", "next_slots", "lm_slots"):
+        assert torch.equal(batch["shared"].flatten()[batch[name]], apart["shared"].flatten()[apart[name]])
+
+
+@pytest.mark.parametrize("objective", ["ebae", "lm"])
+def test_rows_of_one_branch_are_not_packed(objective: Any) -> None:
+    plan = Plan(objective, True, 1.0, 0.0, packed=True)
+    assert not plan.packs
+    assert "documents" not in batch_of(TEXTS, NEXT["some"], prompts_of(make()), plan)
 
 
 def test_without_bos_the_first_token_is_not_predicted() -> None:
@@ -286,15 +323,17 @@ STEPS = [("ebae+ebar", True, 0.0), ("ebae+ebar", True, 1.0), ("ebae+ebar", False
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 @pytest.mark.parametrize(("objective", "one_pass", "lm_weight"), [*STEPS, ("lm", True, 0.0)])
 def test_no_step_waits_for_the_device(
-    family: str, objective: Any, one_pass: bool, lm_weight: float, monkeypatch: pytest.MonkeyPatch
+    family: str, objective: Any, one_pass: bool, lm_weight: float, packed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make(RELEASE, family)
+    form = MaskForm(added=family == "gemma2")
     if (objective, one_pass) != ("ebae+ebar", True):
         # Where no mask is handed in, transformers itself asks once per pass whether texts are packed into one row.
         monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", lambda position_ids: None)
-    prompts, plan = prompts_of(model), Plan(objective, one_pass, 1.0, lm_weight)
+    prompts, plan = prompts_of(model), Plan(objective, one_pass, 1.0, lm_weight, form=form, packed=packed)
     batch = batch_of(TEXTS, NEXT["some"], prompts, plan)
     module = AdaptModule(model, prompts, plan)
     with RefuseSyncs():

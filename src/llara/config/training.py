@@ -116,6 +116,9 @@ class AdaptConfig(TrainConfig):
     """Factor on the EBAE and EBAR losses; default: the template's (paper 1, release 0.1)."""
     lm_weight: float = 0.0
     """Weight of an added language-model loss on the text."""
+    packing: Literal["auto", "on", "off"] = "auto"
+    """Put several texts into one row, which leaves no padding. auto: on a GPU, under FlexAttention, where this model
+    gives the same there; on: or stop with the reason, and on a CPU under a dense mask, which is slower than padding."""
 
     def problems(self) -> list[str]:
         """See `JobConfig.problems`."""

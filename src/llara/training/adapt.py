@@ -17,6 +17,7 @@ from llara.training.final import final_model
 from llara.training.lora import add_lora
 from llara.training.objective import BRANCHES, NAMES, AdaptModule, Plan, Prompts
 from llara.training.opening import open_run
+from llara.training.packing import choose_packing, restore_attention, use_attention
 from llara.training.prepare import prepare_chunks
 from llara.training.source import ChunkSource
 from llara.training.targets import stop_words, target_weights
@@ -60,6 +61,7 @@ def adapt(config: AdaptConfig) -> TrainResult:
         steps = steps_for(config, source.batches or 0, ranks.world)
         label, measure = f"adapt ({config.objective})", recall(module, source)
         log = JobTrainer(module, source, config, work.folder, steps, label, ranks, measure).run()
+        restore_attention(model.lm)
         return work.publish(final_model(config, model, module, peft_model, ranks), steps, log)
 
 
@@ -77,7 +79,11 @@ def prepare(folder: Path, config: AdaptConfig, model: EmbeddingModel) -> ChunkSt
 def assemble(
     config: AdaptConfig, model: EmbeddingModel, plan: Plan, chunks: ChunkStore
 ) -> tuple[AdaptModule, ChunkSource]:
-    """Returns what a run trains, and where its batches come from. LoRA is injected before."""
+    """Returns what a run trains, and where its batches come from. LoRA is injected before.
+
+    The model runs under the attention that the plan needs from here on; see `restore_attention`.
+    """
+    use_attention(model.lm, plan)
     template = model.bind()
     prompts = Prompts(template.passage, template.query, model.pad_id, tuple(model.tokenizer.all_special_ids))
     budget = config.token_budget or TOKEN_BUDGET.get(model.device.type, 16384)
@@ -120,7 +126,7 @@ def objective_of(config: AdaptConfig, model: EmbeddingModel) -> Plan:
 
 
 def choose_passes(plan: Plan, model: EmbeddingModel, template: BoundTemplate, config: AdaptConfig) -> Plan:
-    """Returns the plan with one pass where this model does it right, else with two, and says so."""
+    """Returns the plan as this model does it right: branches in one pass or in two, rows packed or not; says so."""
     check_head(model)
     if not plan.shared:
         check_padding(model, template, config.chunk_length)
@@ -128,7 +134,8 @@ def choose_passes(plan: Plan, model: EmbeddingModel, template: BoundTemplate, co
     parity = check_branches(model, template, config.chunk_length)
     if not parity.one_pass:
         note(f"{config.model}: running each branch in a pass of its own: {parity.reason}")
-    return plan._replace(one_pass=parity.one_pass)
+    plan = plan._replace(one_pass=parity.one_pass, form=parity.form)
+    return choose_packing(plan, model, template, config)
 
 
 def _check_chain(chunks: ChunkStore, config: AdaptConfig) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from llara.losses.adapt import language_model_loss, set_recall, slot_logits, token_set_loss
-from llara.masks import branch_layout
+from llara.masks import Layout, MaskForm, branch_layout, packed_layout, prepared_mask
 from llara.model import EmbeddingModel
 from llara.templates import BoundSide
 from llara.training.sharding import is_sharded
@@ -34,13 +34,19 @@ class Prompts(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """How an objective runs: which branches, whether in one pass, and the language-model term's weight."""
+    """How an objective runs.
+
+    objective: which branches are trained. one_pass: whether both share a row, where both are. form: how the model takes
+    the mask of such rows. packed: whether such a row holds several texts.
+    """
 
     objective: Objective
     one_pass: bool
     loss_scale: float
     lm_weight: float
     unique_targets: bool = True
+    form: MaskForm = MaskForm()
+    packed: bool = False
 
     @property
     def branches(self) -> tuple[str, ...]:
@@ -52,6 +58,11 @@ class Plan(NamedTuple):
         """Whether both branches share one row."""
         return self.one_pass and len(self.branches) == 2
 
+    @property
+    def packs(self) -> bool:
+        """Whether several texts share one row, each with both branches."""
+        return self.packed and self.shared
+
 
 def collate(
     texts: Sequence[Ids],
@@ -62,7 +73,8 @@ def collate(
 ) -> Batch:
     """Builds one forward pass, padded on the right; all that depends on the data's shape is settled here, on the CPU.
 
-    Positions are flat: position p of row r stands at `r * W + p`.
+    Positions are flat: position p of row r stands at `r * W + p`. There is a row per text, or one for all of them where
+    the plan packs them.
 
     Args:
         texts: Token ids per text, B of them.
@@ -73,7 +85,8 @@ def collate(
 
     Returns:
         The token ids: `shared` int64 [B, W], or `self`, `next`, `text` where they run alone; `text_lengths` int64 [B]
-        (prefix included); `counts` int64 [3]; `tokens` and `cells`, ints, without and with padding.
+        (prefix included), and of a packed row its `Layout`; `counts` int64 [3]; `tokens` and `cells`, ints, without and
+        with padding.
         Per branch `<b>_slots` int64 [B, K], flat positions in the branch's rows, and its targets as in `targets_of`:
         `<b>_rows`, `<b>_ids` int64 [M], `<b>_weights` float32 [M].
         With a language-model term `lm_slots`, `lm_ids` int64 [L]: flat positions in the first rows named above, and
@@ -91,28 +104,38 @@ def collate(
     kinds = ("shared",) if plan.shared else plan.branches or ("text",)
     counts = torch.zeros(3, dtype=torch.int64)
     batch: Batch = {"text_lengths": torch.from_numpy(lengths), "counts": counts, "tokens": 0, "cells": 0}
+    if plan.packs:
+        layout = packed_layout(lengths.tolist(), len(suffixes["self"]), len(suffixes["next"]))
+        batch |= layout._asdict()
+    begins: dict[str, Ids] = {}  # where each text begins, flat
     for kind in kinds:
-        batch[kind] = _pad([np.concatenate([start, suffixes[kind]]) for start in starts], prompts.pad_id)
-        batch["tokens"] += int(lengths.sum()) + len(texts) * len(suffixes[kind])
+        rows = [np.concatenate([start, suffixes[kind]]) for start in starts]
+        sizes = lengths + len(suffixes[kind])
+        if plan.packs:
+            batch[kind] = _pad([np.concatenate(rows)], prompts.pad_id, layout.documents.shape[1])
+            begins[kind] = np.cumsum(sizes) - sizes
+        else:
+            batch[kind] = _pad(rows, prompts.pad_id, int(sizes.max()))
+            begins[kind] = np.arange(len(rows)) * batch[kind].shape[1]
+        batch["tokens"] += int(sizes.sum())
         batch["cells"] += batch[kind].numel()
     for number, (branch, wanted) in enumerate((("self", texts), ("next", next_texts))):
         if branch not in plan.branches:
             continue
         kind = "shared" if plan.shared else branch
-        ends = lengths + (len(suffixes[kind]) if branch == "next" else len(suffixes["self"]))
+        ends = begins[kind] + lengths + (len(suffixes[kind]) if branch == "next" else len(suffixes["self"]))
         slots = (prompts.self_side if branch == "self" else prompts.next_side).slots
-        batch[f"{branch}_slots"] = _flat(ends[:, None] - slots + np.arange(slots), batch[kind])
-        rows, ids, weights = targets_of(wanted, prompts.special_ids, token_weights, unique=plan.unique_targets)
-        batch |= {f"{branch}_rows": rows, f"{branch}_ids": ids, f"{branch}_weights": weights}
-        counts[number] = len(np.unique(rows.numpy()))
+        batch[f"{branch}_slots"] = torch.from_numpy(ends[:, None] - slots + np.arange(slots))
+        owners, ids, weights = targets_of(wanted, prompts.special_ids, token_weights, unique=plan.unique_targets)
+        batch |= {f"{branch}_rows": owners, f"{branch}_ids": ids, f"{branch}_weights": weights}
+        counts[number] = len(np.unique(owners.numpy()))
     if plan.objective == "lm" or plan.lm_weight:
         # Without a prefix the first token has nothing before it and is left out.
-        spans = [np.arange(max(len(prefix), 1), length) for length in lengths]
-        rows_of = np.repeat(np.arange(len(texts)), [len(span) for span in spans])
-        position = np.concatenate(spans)
-        batch["lm_slots"] = torch.from_numpy(rows_of * batch[kinds[0]].shape[1] + position - 1)
-        batch["lm_ids"] = batch[kinds[0]][torch.from_numpy(rows_of), torch.from_numpy(position)]
-        counts[2] = len(position)
+        first, kind = max(len(prefix), 1), kinds[0]
+        spans = [np.arange(begin + first, begin + length) for begin, length in zip(begins[kind], lengths, strict=True)]
+        predicted = torch.from_numpy(np.concatenate(spans))
+        batch["lm_slots"], batch["lm_ids"] = predicted - 1, batch[kind].flatten()[predicted]
+        counts[2] = len(predicted)
     return batch
 
 
@@ -142,13 +165,8 @@ def targets_of(
     return torch.from_numpy(rows), torch.from_numpy(ids), torch.from_numpy(weights.astype(np.float32))
 
 
-def _flat(positions: Ids, ids: Tensor) -> Tensor:
-    """Turns positions [B, K] within rows of `ids` into flat ones."""
-    return torch.from_numpy(positions + np.arange(len(positions))[:, None] * ids.shape[1])
-
-
-def _pad(rows: Sequence[Ids], pad_id: int) -> Tensor:
-    ids = np.full((len(rows), max(len(row) for row in rows)), pad_id, dtype=np.int64)
+def _pad(rows: Sequence[Ids], pad_id: int, width: int) -> Tensor:
+    ids = np.full((len(rows), width), pad_id, dtype=np.int64)
     for number, row in enumerate(rows):
         ids[number, : len(row)] = row
     return torch.from_numpy(ids)
@@ -210,9 +228,13 @@ class AdaptModule(TrainModule):
         if not self.plan.shared:
             kinds = self.plan.branches or ("text",)
             return {kind: model.trunk(input_ids=batch[kind], attention_mask=None) for kind in kinds}
-        sizes = (len(self.prompts.self_side.suffix), len(self.prompts.next_side.suffix))
-        layout = branch_layout(batch["text_lengths"], *sizes, batch["shared"].shape[1])
-        states = model.trunk(input_ids=batch["shared"], attention_mask=layout.mask, position_ids=layout.position_ids)
+        if self.plan.packs:
+            layout = Layout(*(batch[name] for name in Layout._fields))
+        else:
+            sizes = (len(self.prompts.self_side.suffix), len(self.prompts.next_side.suffix))
+            layout = branch_layout(batch["text_lengths"], *sizes, batch["shared"].shape[1]).layout
+        mask = prepared_mask(layout, self.plan.form, model.window, self.lm.dtype)
+        states = model.trunk(input_ids=batch["shared"], attention_mask=mask, position_ids=layout.position_ids)
         return {"self": states, "next": states}
 
     def slots(self, batch: Batch, states: dict[str, Tensor], branch: str) -> Tensor:

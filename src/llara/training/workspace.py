@@ -35,7 +35,7 @@ RECORD = "training.json"
 INCIDENTAL = {
     *("output", "offline", "verify", "device", "save_every", "keep", "log_every", "report_to", "trust_remote_code"),
     *("model", "corpus", "train", "queries", "dev", "template", "bos", "token_budget", "graph_budget", "measure_every"),
-    *("gradient_checkpointing", "compile"),
+    *("gradient_checkpointing", "compile", "packing"),
 }
 
 
