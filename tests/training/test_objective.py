@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import masking_utils
 
 from llara.contract import Contract
-from llara.masks import BLOCK, MaskForm
+from llara.masks import BLOCK, Layout, MaskForm, block_mask, packed_layout
 from llara.model import EmbeddingModel
 from llara.templates import PAPER, RELEASE
 from llara.training.objective import AdaptModule, Plan, Prompts, collate, targets_of
@@ -345,6 +345,14 @@ def test_no_step_waits_for_the_device(
     loss, sums = module(elsewhere, elsewhere["counts"])
     loss.backward()
     assert (loss.device.type, sums.device.type) == ("meta", "meta")
+
+
+def test_making_a_block_mask_waits_for_no_device() -> None:
+    layout = packed_layout([5, 300, 2], 3, 2)
+    with RefuseSyncs():
+        found = block_mask(layout, 50)
+    elsewhere = block_mask(Layout(*(each.to("meta") for each in layout)), 50)
+    assert found.kv_num_blocks.shape == elsewhere.kv_num_blocks.shape == (1, 1, 3)
 
 
 def test_the_guard_against_waiting_finds_what_waits() -> None:
