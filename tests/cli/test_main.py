@@ -81,6 +81,14 @@ def test_help_lists_the_commands_in_the_order_of_the_job(
     ]  # fmt: skip
 
 
+def test_help_of_a_first_word_lists_the_commands_that_begin_with_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert [line.split()[:2] for line in out.splitlines() if line.startswith("  plan ")] == [
+        ["plan", "adapt"], ["plan", "encode"], ["plan", "index"],
+    ]  # fmt: skip
+
+
 def test_a_command_s_help_shows_its_fields(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["adapt", "--help"]) == 0
     out = capsys.readouterr().out

@@ -8,6 +8,7 @@ import pytest
 from llara.cli.parse import Parsed, parse
 from llara.config import AdaptConfig, EvaluateConfig, FinetuneConfig, SearchConfig, VerifyConfig
 from llara.errors import ConfigError
+from llara.plan.config import PlanAdaptConfig
 
 
 def parsed(line: str) -> Parsed:
@@ -60,6 +61,13 @@ def test_options_may_stand_before_the_command() -> None:
     assert before.options.json and before.options.quiet
 
 
+def test_a_command_of_two_words_takes_the_flags_of_its_job_and_its_own() -> None:
+    line = "plan adapt --model m --corpus c --steps 7 --fleet 8xH100 --json"
+    result = parsed(line)
+    assert result.config == PlanAdaptConfig(model="m", corpus=(Path("c"),), steps=7, fleet="8xH100")
+    assert result == parsed("--json plan adapt --model m --corpus c --steps 7 --fleet 8xH100")
+
+
 def test_unknown_flags_come_with_the_nearest_name_and_all_other_faults() -> None:
     assert faults("adapt --modle x --corpus c --steps -5 --ouptut=o") == (
         "--modle: unknown flag (did you mean '--model'?)",
@@ -81,6 +89,10 @@ def test_a_command_without_any_flag_names_those_that_are_required() -> None:
     [
         ("adap", "adap: unknown command (did you mean 'adapt'?); see llara --help"),
         ("distil --run r", "distil: unknown command; see llara --help"),
+        ("plan", "plan: needs a job: plan adapt, plan encode, plan index; see llara plan --help"),
+        ("plan --model m", "plan: needs a job: plan adapt, plan encode, plan index; see llara plan --help"),
+        ("plan adpt", "plan adpt: unknown command; there are plan adapt, plan encode, plan index"),
+        ("plan adapt --corpus c --model m --sampel 3", "--sampel: unknown flag (did you mean '--sample'?)"),
         ("--foo", "--foo: needs a command, and goes behind it; see llara --help"),
         ("--jsno doctor", "--jsno: unknown flag (did you mean '--json'?)"),
         ("doctor extra", "extra: not expected here; a text with blanks needs quotes"),

@@ -112,11 +112,12 @@ def _command_of(tokens: Sequence[str]) -> Command:
     if word.startswith("-"):
         raise ConfigError(f"{word}: needs a command, and goes behind it; see llara --help")
     within = group(word)
+    listed = ", ".join(command.name for command in within)
     if within and (len(tokens) == 1 or tokens[1].startswith("-")):
-        raise ConfigError(f"{word}: needs a job: {', '.join(c.name for c in within)}; see llara {word} --help")
-    known, line = (within, f"llara {word} --help") if within else (COMMANDS, "llara --help")
-    name = " ".join(tokens[: 2 if within else 1])
-    raise ConfigError(f"{name}: unknown command{nearest(name, [c.name for c in known])}; see {line}")
+        raise ConfigError(f"{word}: needs a job: {listed}; see llara {word} --help")
+    if within:
+        raise ConfigError(f"{word} {tokens[1]}: unknown command; there are {listed}")
+    raise ConfigError(f"{word}: unknown command{nearest(word, [c.name for c in COMMANDS])}; see llara --help")
 
 
 def config_class(command: Command) -> type[JobConfig]:
