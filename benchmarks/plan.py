@@ -1,6 +1,6 @@
 """What `llara plan` says of adapt, encode and index beside what these then take: time, memory and disk.
 
-    python benchmarks/plan.py [--corpus PATH] [--steps 60] [--rounds 1] [--folder DIR] [--only encode]
+    python benchmarks/plan.py [--corpus PATH] [--steps 60] [--rounds 3] [--folder DIR] [--only encode]
 
 Each job is planned and then run with `mini`, each in a process of its own: wall time, peak resident memory of the
 process, and the most bytes that its folder held, looked at ten times a second. The corpus is SciFact's where
@@ -122,7 +122,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, default=SHARED / "data" / "scifact" / "corpus.jsonl.gz")
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=None)
     parser.add_argument("--only", nargs="*", default=(), help="names of jobs, as they are printed")
     options = parser.parse_args()
