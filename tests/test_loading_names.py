@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 import torch
 
+from llara import loading
 from llara.config import ModelConfig
 from llara.errors import ConfigError, ModelError
+from llara.hardware import WORKS
 from llara.loading import load_model, pick_device, pick_dtype, resolve
 from llara.templates import PAPER
 
@@ -79,8 +81,14 @@ def test_devices() -> None:
             pick_device(name)
 
 
-def test_dtypes() -> None:
+def test_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
+    # Not every CPU can multiply bfloat16; what a child process finds is test_hardware.py's matter.
+    monkeypatch.setattr(loading, "probe_torch", lambda: ((), 1, WORKS))
     assert pick_dtype("auto", cpu) == torch.float32
     assert pick_dtype("bfloat16", cpu) == torch.bfloat16
     assert pick_dtype("float16", cpu) == torch.float16
+    monkeypatch.setattr(loading, "probe_torch", lambda: ((), 1, "kills the process (SIGILL); use --dtype float32"))
+    with pytest.raises(ConfigError, match=r"bfloat16 on this CPU kills the process .*float32"):
+        pick_dtype("bfloat16", cpu)
+    assert pick_dtype("auto", cpu) == torch.float32
