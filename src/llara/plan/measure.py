@@ -62,7 +62,7 @@ def forget_peak(device: "torch.device | None" = None) -> None:
     if device is not None and device.type == "cuda":
         import torch
 
-        torch.cuda.init()  # before it, there is nothing to reset, which is an error
+        torch.cuda.init()  # type: ignore[no-untyped-call]  # before it, there is nothing to reset
         torch.cuda.reset_peak_memory_stats(device)
     with suppress(OSError):  # Linux alone has it, and not in every container; then the peak is that of the process
         Path("/proc/self/clear_refs").write_text("5")
