@@ -53,8 +53,8 @@ def token_rows() -> list[list[int]]:
 
 
 def chunks_of(size: int) -> list[list[int]]:
-    """The numbers of the rows, `size` at a time."""
-    numbers = list(range(len(LENGTHS)))
+    """The numbers of the rows, `size` at a time, the longest first."""
+    numbers = sorted(range(len(LENGTHS)), key=lambda number: -LENGTHS[number])
     return [numbers[start : start + size] for start in range(0, len(numbers), size)]
 
 
@@ -84,7 +84,8 @@ def plain_gradients(
     torch.manual_seed(11)
     model.lm.zero_grad()
     encode = encoder(model, rows)
-    vectors = torch.cat([encode(chunk) for chunk in chunks])
+    order = torch.tensor([number for chunk in chunks for number in chunk])
+    vectors = torch.cat([encode(chunk) for chunk in chunks])[torch.argsort(order)]
     loss = InfoNCE(POSITIVES, temperature)(vectors[:QUERIES], vectors[QUERIES:], slice(0, QUERIES))
     loss.backward()
     return float(loss.detach()), gradients(model)
@@ -95,12 +96,12 @@ def cached_gradients(
 ) -> tuple[float, Tensor]:
     torch.manual_seed(11)
     model.lm.zero_grad()
-    cache = GradCache(encoder(model, rows), chunks, CPU, keep)
+    cache = GradCache(encoder(model, rows), chunks, [torch.tensor(chunk) for chunk in chunks], CPU, keep)
     vectors = cache.vectors()
     queries, passages = vectors[:QUERIES], vectors[QUERIES:]
     sums, *found = row_gradients([InfoNCE(POSITIVES, temperature)], [1.0], queries, passages, cells=20)
-    for number, part in enumerate(torch.cat(found).split(cache.sizes)):
-        cache.surrogate(number, part).backward()
+    for number in range(len(chunks)):
+        cache.surrogate(number, torch.cat(found)).backward()
     return float(sums[0]), gradients(model)
 
 
@@ -127,18 +128,19 @@ def one_of_two(rank: int) -> dict[str, Any]:
     numbers, size = [*queries, *passages], 3 if rank == 0 else 1
     chunks = [numbers[start : start + size] for start in range(0, len(numbers), size)]
     module = DistributedDataParallel(Encoder(model))
-    cache = GradCache(encoder(model, rows), chunks, CPU, keep=1)
+    places = [torch.tensor([numbers.index(number) for number in chunk]) for chunk in chunks]
+    cache = GradCache(encoder(model, rows), chunks, places, CPU, keep=1)
     vectors = cache.vectors()
     everything, start = gather_rows(vectors[len(queries) :])
     loss = InfoNCE(POSITIVES[queries], 0.05)
     sums, on_queries, on_all = row_gradients([loss], [1.0], vectors[: len(queries)], everything, cells=20)
     on_own = own_gradient(on_all, start, len(passages))
-    parts = torch.cat([on_queries, on_own]).split(cache.sizes)
+    gradient = torch.cat([on_queries, on_own])
     for number in range(len(chunks) - 1):
         with module.no_sync():
-            module(cache, number, parts[number]).backward()
+            module(cache, number, gradient).backward()
     alone = gradients(model)
-    module(cache, len(chunks) - 1, parts[-1]).backward()
+    module(cache, len(chunks) - 1, gradient).backward()
 
     odd, _ = gather_rows(torch.tensor([[rank, n] for n in range(3 - 2 * rank)]))
     return {

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llara.losses.cached import GradCache, gather_rows, own_gradient, processes, random_state, rewound
+from llara.losses.cached import GradCache, RandomStates, gather_rows, own_gradient, processes
 from llara.losses.contrast import InfoNCE
 from llara.losses.rows import row_gradients
 from tests.losses.cached_job import (
@@ -93,25 +93,30 @@ def test_one_graph_at_a_time_is_in_memory() -> None:
         return vectors
 
     chunks = chunks_of(4)
-    cache = GradCache(watched, chunks, CPU)
+    cache = GradCache(watched, chunks, [torch.tensor(chunk) for chunk in chunks], CPU)
     vectors = cache.vectors()
     assert not alive
     assert not vectors.requires_grad
-    assert cache.sizes == [4, 4, 4, 3]
-    for number, part in enumerate(torch.ones_like(vectors).split(cache.sizes)):
-        cache.surrogate(number, part).backward()
+    assert len(vectors) == len(rows)
+    for number in range(len(chunks)):
+        cache.surrogate(number, torch.ones_like(vectors)).backward()
     assert len(alive) == len(chunks)
 
 
 def test_rewound_gives_the_same_numbers_and_leaves_the_stream_alone() -> None:
-    state = random_state(CPU)
-    first = torch.rand(4)
-    following = random_state(CPU)
-    with rewound(state, CPU):
-        assert torch.equal(torch.rand(4), first)
-    with pytest.raises(ZeroDivisionError), rewound(state, CPU):
+    states = RandomStates(2, CPU)
+    drawn = []
+    for number in range(2):
+        states.record(number)
+        drawn.append(torch.rand(4))
+    following = torch.get_rng_state()
+    for number in (1, 0, 1):
+        with states.rewound(number):
+            assert torch.equal(torch.rand(4), drawn[number])
+        assert torch.equal(torch.get_rng_state(), following)
+    with pytest.raises(ZeroDivisionError), states.rewound(0):
         raise ZeroDivisionError
-    assert torch.equal(torch.get_rng_state(), following.cpu)
+    assert torch.equal(torch.get_rng_state(), following)
 
 
 def test_alone_nothing_is_gathered() -> None:

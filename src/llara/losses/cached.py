@@ -18,7 +18,7 @@ Shapes: n rows of a chunk, N of all chunks, D dimensions.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -27,11 +27,40 @@ from torch import Tensor
 Chunk = TypeVar("Chunk")
 
 
-class RandomState(NamedTuple):
-    """The state of the CPU's random number generator, and of the device's where that is another."""
+class RandomStates:
+    """The state of the random number generators before each chunk: the CPU's, and the device's where that is another.
 
-    cpu: Tensor
-    device: Tensor | None
+    All lie in one block: what is kept between large blocks that come and go keeps their memory from being used again.
+    """
+
+    def __init__(self, count: int, device: torch.device) -> None:
+        self._device = device
+        present = self._present()
+        self._states = [state.new_empty(count, len(state)) for state in present]
+
+    def record(self, number: int) -> None:
+        """Keeps the present state as that of a chunk."""
+        for states, state in zip(self._states, self._present(), strict=True):
+            states[number] = state
+
+    @contextmanager
+    def rewound(self, number: int) -> Iterator[None]:
+        """Runs a block under the state of a chunk, and puts the present one back after it."""
+        present = self._present()
+        self._restore([states[number] for states in self._states])
+        try:
+            yield
+        finally:
+            self._restore(present)
+
+    def _present(self) -> list[Tensor]:
+        on_gpu = self._device.type == "cuda"
+        return [torch.get_rng_state(), *([torch.cuda.get_rng_state(self._device)] if on_gpu else [])]
+
+    def _restore(self, states: Sequence[Tensor]) -> None:
+        torch.set_rng_state(states[0].clone())
+        for state in states[1:]:
+            torch.cuda.set_rng_state(state.clone(), self._device)
 
 
 class GradCache(Generic[Chunk]):
@@ -40,41 +69,40 @@ class GradCache(Generic[Chunk]):
     Args:
         encode: Turns a chunk into its vectors, [n, D]; with graph where grad mode is on.
         chunks: The batch.
+        rows: int64 [n] per chunk, where its vectors stand among all: each of 0 to N - 1 once.
         device: Where it is encoded.
         keep: How many of the first chunks keep their graph instead of being encoded twice. What it buys is time, what
             it costs is their activations; the gradients are the same to the bit.
         again: What encodes a chunk the second time, where `encode` goes through a wrapper that is not entered twice.
-
-    Attributes:
-        sizes: n of each chunk, once they are encoded.
     """
 
     def __init__(
         self,
         encode: Callable[[Chunk], Tensor],
         chunks: Sequence[Chunk],
+        rows: Sequence[Tensor],
         device: torch.device,
         keep: int = 0,
         again: Callable[[Chunk], Tensor] | None = None,
     ) -> None:
         self._encode, self._again = encode, again or encode
-        self._chunks, self._device, self._keep = chunks, device, keep
-        self._states: list[RandomState] = []
+        self._chunks, self._rows, self._keep = chunks, rows, keep
+        self._states = RandomStates(len(chunks), device)
         self._graphs: dict[int, Tensor] = {}
-        self.sizes: list[int] = []
 
     def vectors(self) -> Tensor:
-        """Encodes every chunk, and returns their vectors one chunk after the other, [N, D], without graph."""
-        parts = []
-        for number, chunk in enumerate(self._chunks):
-            self._states.append(random_state(self._device))
+        """Encodes every chunk, and returns the vectors of all, [N, D], without graph."""
+        vectors = torch.empty(0)
+        for number, (chunk, rows) in enumerate(zip(self._chunks, self._rows, strict=True)):
+            self._states.record(number)
             with torch.set_grad_enabled(number < self._keep):
-                vectors = self._encode(chunk)
+                part = self._encode(chunk)
             if number < self._keep:
-                self._graphs[number] = vectors
-            parts.append(vectors.detach())
-        self.sizes = [len(part) for part in parts]
-        return torch.cat(parts)
+                self._graphs[number] = part
+            if number == 0:
+                vectors = part.new_empty(sum(map(len, self._rows)), part.shape[1])
+            vectors[rows] = part.detach()
+        return vectors
 
     def surrogate(self, number: int, gradient: Tensor) -> Tensor:
         """Returns a scalar whose gradient on the weights is the loss's, as far as it comes through one chunk.
@@ -83,35 +111,13 @@ class GradCache(Generic[Chunk]):
 
         Args:
             number: The chunk.
-            gradient: [n, D], the loss's gradient on its vectors.
+            gradient: [N, D], the loss's gradient on all vectors.
         """
         vectors = self._graphs.pop(number, None)
         if vectors is None:
-            with torch.enable_grad(), rewound(self._states[number], self._device):
+            with torch.enable_grad(), self._states.rewound(number):
                 vectors = self._again(self._chunks[number])
-        return (vectors * gradient.to(vectors.dtype)).sum()
-
-
-def random_state(device: torch.device) -> RandomState:
-    """Returns the state of the random number generators that an encoding on `device` draws from."""
-    return RandomState(torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None)
-
-
-def _restore(state: RandomState, device: torch.device) -> None:
-    torch.set_rng_state(state.cpu)
-    if state.device is not None:
-        torch.cuda.set_rng_state(state.device, device)
-
-
-@contextmanager
-def rewound(state: RandomState, device: torch.device) -> Iterator[None]:
-    """Runs a block under a recorded state, and puts the present one back after it."""
-    present = random_state(device)
-    _restore(state, device)
-    try:
-        yield
-    finally:
-        _restore(present, device)
+        return (vectors * gradient[self._rows[number]].to(vectors.dtype)).sum()
 
 
 def processes() -> int:

@@ -4,6 +4,7 @@ Shapes: Q queries, P passages (every query's positive and hard negatives), D dim
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,28 +36,74 @@ class InfoNCE:
 
     def __call__(self, queries: Tensor, passages: Tensor, rows: slice) -> Tensor:
         """See `RowLoss`."""
-        positives = self.positives[rows]
-        scores = full_precision(queries) @ full_precision(passages).T
-        false = self._likely_false(scores.detach(), positives)
-        scores = scores / self.temperature
+        excluded = None
         if self.excluded is not None:
             query, passage = self.excluded
             here = (query >= rows.start) & (query < rows.stop) & (self.positives[query] != passage)
-            scores[query[here] - rows.start, passage[here]] = float("-inf")
-        if false is not None:
-            scores = scores.masked_fill_(false, float("-inf"))
-        return torch.nn.functional.cross_entropy(scores, positives, reduction="sum")
+            excluded = (query[here] - rows.start, passage[here])
+        limits = (self.margin, self.relative_margin)
+        vectors = full_precision(queries), full_precision(passages)
+        rest = (self.positives[rows], self.temperature, excluded, limits)
+        total: Tensor = _CrossEntropy.apply(*vectors, *rest)  # type: ignore[no-untyped-call]
+        return total
 
-    def _likely_false(self, scores: Tensor, positives: Tensor) -> Tensor | None:
-        """Returns which candidates score too well to be negatives, bool [R, P]; None where all are believed."""
+
+class _CrossEntropy(torch.autograd.Function):
+    """InfoNCE of some queries, with one matrix of scores from first to last: it becomes the gradient on the scores."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        queries: Tensor,
+        passages: Tensor,
+        positives: Tensor,
+        temperature: float,
+        excluded: tuple[Tensor, Tensor] | None,
+        margins: tuple[float | None, float | None],
+    ) -> Tensor:
+        """Returns the sum over the queries."""
+        scores = queries @ passages.T
+        false = likely_false(scores, positives, *margins)
+        scores /= temperature
+        if excluded is not None:
+            scores[excluded] = float("-inf")
+        if false is not None:
+            scores.masked_fill_(false, float("-inf"))
         own = scores.gather(1, positives[:, None])
-        limits = [own - self.margin] if self.margin is not None else []
-        if self.relative_margin is not None:
-            # Of its absolute value, so that the limit lies below the positive where cosines are negative, too.
-            limits.append(own - self.relative_margin * own.abs())
-        if not limits:
-            return None
-        return (scores > torch.cat(limits, dim=1).amin(dim=1, keepdim=True)).scatter_(1, positives[:, None], False)
+        highest = scores.amax(dim=1, keepdim=True)
+        sums = scores.sub_(highest).exp_().sum(dim=1, keepdim=True)
+        scores /= sums  # the softmax, of which the positive's share is to be 1
+        scores.scatter_add_(1, positives[:, None], -torch.ones_like(own))
+        scores /= temperature
+        ctx.save_for_backward(queries, passages, scores)
+        return (sums.log() + highest - own).sum()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Returns the gradients on queries and passages."""
+        queries, passages, scores = ctx.saved_tensors
+        return gradients[0] * (scores @ passages), gradients[0] * (scores.T @ queries), None, None, None, None
+
+
+def likely_false(
+    scores: Tensor, positives: Tensor, margin: float | None, relative_margin: float | None
+) -> Tensor | None:
+    """Returns which candidates score too well to be negatives, bool [R, P]; None where all are believed.
+
+    Args:
+        scores: [R, P].
+        positives: int64 [R], which is never one of them.
+        margin: See `InfoNCE`.
+        relative_margin: See `InfoNCE`.
+    """
+    own = scores.gather(1, positives[:, None])
+    limits = [own - margin] if margin is not None else []
+    if relative_margin is not None:
+        # Of its absolute value, so that the limit lies below the positive where cosines are negative, too.
+        limits.append(own - relative_margin * own.abs())
+    if not limits:
+        return None
+    return (scores > torch.cat(limits, dim=1).amin(dim=1, keepdim=True)).scatter_(1, positives[:, None], False)
 
 
 def info_nce(

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 CELLS = 2**20
-"""Scores at a time; in float32, 4 MiB, and a few times that with what a softmax keeps."""
+"""Scores at a time; 4 MiB in float32."""
 
 
 class RowLoss(Protocol):

@@ -182,7 +182,6 @@ class ContrastModule(TrainModule):
         default = GRAPH_BUDGET.get(model.device.type, config.token_budget or 16384)
         self._graph_budget = default if config.graph_budget is None else config.graph_budget
         self._cache: GradCache[Batch] | None = None
-        self._gradients: list[Tensor] = []
 
     def encode(self, batch: Batch) -> Tensor:
         """Returns the vectors of one pass, float32 [n, D]."""
@@ -202,21 +201,17 @@ class ContrastModule(TrainModule):
             # Through the model as it is wrapped for mixed precision and several processes; see `forward`.
             return cast(Tensor, model(batch, None))
 
-        self._cache = GradCache(encode, passes, device, int(kept.sum()), again=self.encode)
-        self._turn, self._gradients = 0, []
-        encoded = self._cache.vectors()
-        places = torch.cat([batch["rows"] for batch in passes])
-        vectors = torch.empty_like(encoded)
-        vectors[places] = encoded
-        del encoded  # of many queries, vectors are what memory is spent on
+        rows = [batch["rows"] for batch in passes]
+        self._cache = GradCache(encode, passes, rows, device, int(kept.sum()), again=self.encode)
+        vectors = self._cache.vectors()
         queries, passages = vectors[: len(first["positives"])], vectors[len(first["positives"]) :]
         everything, start = gather_rows(passages)
         weights = [part.weight for part in self.parts]
         self._sums, *found = row_gradients(self.losses(first, start), weights, queries, everything)
-        vectors[: len(queries)] = found[0]  # in the place of the vectors
-        vectors[len(queries) :] = own_gradient(found[1], start, len(passages))
-        del everything, found
-        self._gradients = [vectors[batch["rows"]] for batch in passes]
+        # In the place of the vectors: of many queries, these are what memory is spent on.
+        queries.copy_(found[0])
+        passages.copy_(own_gradient(found[1], start, len(passages)))
+        self._gradient, self._turn = vectors, 0
 
     def losses(self, batch: Batch, start: int) -> list[RowLoss]:
         """Returns the terms of the loss for the batch whose first pass is given.
@@ -257,7 +252,7 @@ class ContrastModule(TrainModule):
         if self._cache is None:  # a pass that counts nothing, to see what it reaches
             return self.encode(batch).sum(), none
         turn, self._turn = self._turn, self._turn + 1
-        surrogate = self._cache.surrogate(turn, self._gradients[turn] / counts[0].float())
+        surrogate = self._cache.surrogate(turn, self._gradient) / counts[0].float()
         sums = none if turn else self._sums
         value = (sums * none.new_tensor([part.weight for part in self.parts])).sum() / counts[0].float()
         return surrogate + (value - surrogate).detach(), sums
