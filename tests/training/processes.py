@@ -1,16 +1,19 @@
 """Processes as torchrun has them, forked from one that has the imports done: for scripts, not for pytest itself."""
 
+import faulthandler
 import os
 import signal
 import socket
 import traceback
 from collections.abc import Callable
 
+PATIENCE = 240  # seconds
+
 
 def fork_ranks(job: Callable[[int], None], world: int = 2) -> list[int]:
     """Runs `job(rank)` in `world` processes and returns their exit codes, negative ones being signals.
 
-    As with torchrun, the first that fails takes the others with it.
+    As with torchrun, the first that fails takes the others with it. One that hangs says where, and fails.
     """
     port = free_port()
     ranks: dict[int, int] = {}
@@ -18,6 +21,7 @@ def fork_ranks(job: Callable[[int], None], world: int = 2) -> list[int]:
         pid = os.fork()
         if pid == 0:
             _be_rank(rank, world, port)
+            faulthandler.dump_traceback_later(PATIENCE, exit=True)
             try:
                 job(rank)
                 os._exit(0)

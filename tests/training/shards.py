@@ -6,6 +6,8 @@ accelerate shards on GPUs alone, so the sharding itself is done here, and the tr
 """
 
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -72,12 +74,8 @@ def one_step(folder: Path, family: str, changes: dict[str, Any]) -> None:
     (folder / f"rank-{ranks.rank}.json").write_text(json.dumps({**said, "same": same}))
 
 
-class StopError(Exception):
-    """Ends a run in the middle."""
-
-
-def run(config: AdaptConfig, sharded: bool, stop: int | None = None) -> None:
-    """Adapts, with the trainer finding its module sharded, and ends in the middle where told to."""
+def run(config: AdaptConfig, sharded: bool, killed: int | None = None) -> None:
+    """Adapts, with the trainer finding its module sharded; `killed` is a step in which one process dies."""
 
     class Trainer(JobTrainer):
         def __init__(self, module: Any, *args: Any) -> None:
@@ -86,17 +84,14 @@ def run(config: AdaptConfig, sharded: bool, stop: int | None = None) -> None:
             super().__init__(module, *args)
 
         def training_step(self, *args: Any) -> Any:
-            if self.state.global_step == stop:
-                raise StopError
+            if self.state.global_step == killed and self.ranks.rank == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
             assert is_sharded(self.module) == sharded
             return super().training_step(*args)
 
     adapt_module.JobTrainer = Trainer  # type: ignore[misc]
     trainer_module.shards = lambda: sharded
-    try:
-        adapt(config)
-    except StopError:
-        assert stop is not None
+    adapt(config)
 
 
 def main() -> None:
@@ -117,7 +112,7 @@ def main() -> None:
         "gpt2": scenario("gpt2", lambda where: one_step(where, "gpt2", {})),
         "whole": scenario("whole", lambda where: run(config(where), False)),
         "sharded": scenario("sharded", lambda where: run(config(where), True)),
-        "stopped": scenario("resumed", lambda where: run(config(where), True, stop=3)),
+        "killed": scenario("resumed", lambda where: run(config(where), True, killed=3)),
         "resumed": scenario("resumed", lambda where: run(config(where), True)),
         "lora": scenario("lora", lambda where: run(config(where, **lora), False)),
         "lora-sharded": scenario("lora-sharded", lambda where: run(config(where, **lora), True)),
