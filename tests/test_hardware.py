@@ -1,4 +1,7 @@
-"""GPUs by name."""
+"""GPUs by name, and memory that is kept."""
+
+import subprocess
+import sys
 
 import pytest
 
@@ -50,3 +53,24 @@ def test_training_needs_bfloat16_where_the_table_says_it_is() -> None:
 def test_this_machine_has_cores_and_memory() -> None:
     assert cores() >= 1
     assert (memory_bytes() or 0) > 2**20
+
+
+def test_freed_memory_is_kept_where_the_c_library_can() -> None:
+    code = (
+        "import resource, sys\n"
+        "from llara.hardware import keep_freed_memory\n"
+        "kept = sys.argv[1] == 'keep' and keep_freed_memory()\n"
+        "b'x' * 128_000_000\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "for _ in range(5): b'x' * 128_000_000\n"
+        "print(int(kept), resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)\n"
+    )
+    (unasked, faults), (able, fewer) = (
+        map(int, subprocess.run([sys.executable, "-c", code, way], capture_output=True, text=True).stdout.split())
+        for way in ("leave", "keep")
+    )
+    assert not unasked
+    if not able:
+        pytest.skip("this C library has no mallopt")
+    assert faults > 10_000  # 128 MB in pages of 4 KiB, five times
+    assert fewer < faults / 100

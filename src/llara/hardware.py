@@ -5,6 +5,7 @@ that advertises AMX: an illegal instruction inside the matrix library. So float3
 is tried in a child before a model runs in it.
 """
 
+import ctypes
 import json
 import os
 import re
@@ -68,6 +69,22 @@ def memory_bytes() -> int | None:
 def cores() -> int:
     """Returns how many processor cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+# Parameters of mallopt(3).
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+
+
+def keep_freed_memory() -> bool:
+    """Has the C library keep memory that this process frees, for its next tensors; returns whether it can.
+
+    A forward pass on a CPU allocates and frees the same large blocks again and again. Left alone, glibc hands them back
+    to the system, which then fills each page with zeros anew: a fifth of the time of a training step
+    (benchmarks/adapt_step.py). The peak stays what it is; what is freed below it stays with the process.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    # Both take an int. The first is the largest power of two in it, the second stands for "never".
+    return mallopt is not None and all(mallopt(*each) for each in ((_MMAP_THRESHOLD, 1 << 30), (_TRIM_THRESHOLD, -1)))
 
 
 class Gpu(NamedTuple):

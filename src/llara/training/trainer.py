@@ -18,6 +18,7 @@ from transformers import PrinterCallback, ProgressCallback, set_seed
 
 from llara.config import TrainConfig
 from llara.errors import ConfigError, LlaraError
+from llara.hardware import keep_freed_memory
 from llara.progress import note
 from llara.training import checkpoint
 from llara.training.arguments import mixed_precision, shards, training_arguments
@@ -156,6 +157,8 @@ class JobTrainer(SavingTrainer):
         self.resumed_from = self.ranks.ask(self._newest_checkpoint)
         if self.resumed_from is not None:
             note(f"resuming from {self.resumed_from.name}")
+        if next(self.module.parameters()).device.type == "cpu":
+            keep_freed_memory()
         failure: BaseException | None = None
         try:
             self.train(resume_from_checkpoint=str(self.resumed_from) if self.resumed_from else None)
