@@ -114,26 +114,46 @@ WAYS = {  # head, and how the loss is computed through it
     "a plain head, recomputed": (plain, {"recompute": True}),
     "a plain head by its matrix": (plain, {"weight": ...}),
 }
+SCALES = {"as it is": None, "scaled": 0.25}
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 7, 1024])
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_language_model_loss_in_chunks_equals_the_slow_twin(chunk: int, way: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("outer", [1.0, 3.0])
+def test_language_model_loss_in_chunks_equals_the_slow_twin(
+    chunk: int, way: str, dtype: torch.dtype, scale: str, outer: float
+) -> None:
     weight, head = make_head(dtype)
     kind, settings = WAYS[way]
     head = kind(weight) if kind else head
     states = make_states(4, dtype)
     labels = torch.randint(V, (B * 4,), generator=torch.Generator().manual_seed(3))
     settings = {key: weight if value is ... else value for key, value in settings.items()}
+    if SCALES[scale] is not None:
+        settings["scale"] = torch.tensor(SCALES[scale])
     found = language_model_loss(states.flatten(0, 1), labels, head, chunk, **settings)
-    gradients = torch.autograd.grad(3.0 * found, [states, weight])
-    expected = slow.language_model_loss(states.flatten(0, 1), labels, head)
+    gradients = torch.autograd.grad(outer * found, [states, weight])
+    expected = slow.language_model_loss(states.flatten(0, 1), labels, head) * (SCALES[scale] or 1.0)
     tolerance = 1e-5 if dtype == torch.float32 else 1e-12
     assert found.dtype == dtype
     assert found.item() == pytest.approx(expected.item(), rel=tolerance)
-    for left, right in zip(gradients, torch.autograd.grad(3.0 * expected, [states, weight]), strict=True):
+    for left, right in zip(gradients, torch.autograd.grad(outer * expected, [states, weight]), strict=True):
         assert relative(left, right) < tolerance
+
+
+def test_language_model_loss_by_the_matrix_holds_for_a_real_vocabulary_and_for_extreme_logits() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(32_016, 16, generator=generator).requires_grad_()
+    states = (torch.randn(24, 16, generator=generator) * torch.logspace(-2, 2, 24)[:, None]).requires_grad_()
+    labels = torch.randint(32_016, (24,), generator=generator)
+    found = language_model_loss(states, labels, plain(weight), 10, weight=weight)
+    expected = slow.language_model_loss(states, labels, plain(weight))
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    gradients = (torch.autograd.grad(each, [states, weight]) for each in (found, expected))
+    for left, right in zip(*gradients, strict=True):
+        assert relative(left, right) < 1e-5
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -203,9 +203,12 @@ class AdaptModule(TrainModule):
             hidden = next(iter(states.values())).flatten(0, 1).index_select(0, batch["lm_slots"])
             sharded = is_sharded(model.lm)
             matrix = None if sharded else model.head_matrix
-            total = language_model_loss(hidden, batch["lm_ids"], model.head, weight=matrix, recompute=sharded)
-            sums[2] = total.detach()
-            loss = loss + weight * total / counts[2].clamp(min=1).float()
+            scale = weight / counts[2].clamp(min=1).float()
+            part = language_model_loss(
+                hidden, batch["lm_ids"], model.head, scale=scale, weight=matrix, recompute=sharded
+            )
+            sums[2] = part.detach() / scale
+            loss = loss + part
         return loss, sums
 
     @torch.no_grad()
