@@ -2,11 +2,11 @@
 
     python benchmarks/adapt_step.py [--runs 7] [--shapes llama-32k mini llama-128k] [--threads 2] [--template paper]
 
-A step is forward, backward, clipping and AdamW over 32 texts of 128 tokens. The reference step is written as the
-released LLARA code goes about it: one pass under a dense float mask, float32 logits of every position, and a loop over
-texts for the targets. Both give the same losses, which is checked first. Each side runs in a process of its own, and
-they take turns, so that a busy moment of the machine hits all of them; on a machine that stays busy, `--clock cpu
---threads 1` counts processor time instead. The last line is one JSON object.
+A step is forward, backward, clipping and AdamW over 32 texts of 128 tokens (8 under the vocabulary of 128k). The
+reference step is written as the released LLARA code goes about it: one pass under a dense float mask, float32 logits of
+every position, and a loop over texts for the targets. Both give the same losses, which is checked first. Each side runs
+in a process of its own, and they take turns, so that a busy moment of the machine hits all of them; on a machine that
+stays busy, `--clock cpu --threads 1` counts processor time instead. The last line is one JSON object.
 """
 
 import argparse
@@ -36,7 +36,8 @@ from llara.training.layers import compile_layers
 from llara.training.objective import AdaptModule, Plan, Prompts, collate
 from llara.training.trainer import Batch
 
-ROWS, LENGTH = 32, 128
+# Texts of a step and their tokens. Under the large vocabulary the reference would take 11 GB for 32 of them.
+ROWS, LENGTH = {"llama-32k": 32, "mini": 32, "llama-128k": 8}, 128
 # The smallest LLaMA in wide use as a test bed, and the same trunk under the vocabulary of a present-day tokenizer.
 SHAPES = {"llama-32k": 32_016, "mini": 0, "llama-128k": 128_256}
 LLAMA = {
@@ -58,13 +59,14 @@ class Bench:
 
     def __init__(self, shape: str, template: str, token_budget: int | None) -> None:
         torch.manual_seed(0)
+        self.rows = ROWS[shape]
         self.model = make_model(shape, template)
         bound, tokenizer = self.model.bind(), self.model.tokenizer
         self.prompts = Prompts(bound.passage, bound.query, self.model.pad_id, tuple(tokenizer.all_special_ids))
         self.scale = self.model.contract.template.loss_scale
         self.budget = token_budget or TOKEN_BUDGET["cpu"]
         rng = np.random.default_rng(0)
-        self.texts, self.next_texts = ([self._text(rng) for _ in range(ROWS)] for _ in range(2))
+        self.texts, self.next_texts = ([self._text(rng) for _ in range(self.rows)] for _ in range(2))
         self.width = (
             len(self.prompts.self_side.prefix)
             + LENGTH
@@ -84,7 +86,7 @@ class Bench:
 
     def passes(self, lm_weight: float) -> list[Batch]:
         """The batch as training cuts it."""
-        cut = budget_batches([self.width] * ROWS, self.budget)
+        cut = budget_batches([self.width] * self.rows, self.budget)
         return [
             collate([self.texts[row] for row in rows], [self.next_texts[row] for row in rows], self.prompts, plan)
             for rows in cut
@@ -111,7 +113,7 @@ class Bench:
 
     def trunk(self) -> float:
         """Forward and backward of the trunk alone on the same tokens, cut likewise, under its own causal mask."""
-        for rows in budget_batches([self.width] * ROWS, self.budget):
+        for rows in budget_batches([self.width] * self.rows, self.budget):
             self.model.trunk(input_ids=self.ids[torch.from_numpy(rows)], attention_mask=None).sum().backward()
         self.optimizer.zero_grad()
         return 0.0
@@ -131,7 +133,7 @@ class Bench:
             for row, target in zip(log_probabilities, targets, strict=True):
                 wanted = torch.unique(torch.from_numpy(target))
                 total = total - row[wanted].mean()
-            loss = loss + self.scale * total / ROWS / 2
+            loss = loss + self.scale * total / self.rows / 2
         if lm_weight:
             loss = loss + lm_weight * F.cross_entropy(
                 logits[:, :-1, :].contiguous().flatten(0, 1), self._labels()[:, 1:].contiguous().flatten()
@@ -147,7 +149,7 @@ class Bench:
         mask[-other:, -other - own : -other] = hidden
         position_ids = torch.arange(self.width)
         position_ids[-other:] -= own
-        return mask.expand(ROWS, 1, -1, -1).clone(), position_ids.expand(ROWS, -1)
+        return mask.expand(self.rows, 1, -1, -1).clone(), position_ids.expand(self.rows, -1)
 
     def _labels(self) -> Tensor:
         labels = self.ids.clone()
@@ -168,10 +170,14 @@ class Bench:
         """Multiplications and additions of our step: 6 per weight and token, attention, and the head where it runs."""
         lm, settings = self.model.lm, self.model.lm.config
         matrices = sum(each.numel() for layer in lm.model.layers for each in layer.parameters() if each.dim() == 2)
-        rows = sum(side.slots for side in (self.prompts.self_side, self.prompts.next_side)) * ROWS
-        rows += (LENGTH + len(self.prompts.self_side.prefix) - 1) * ROWS if lm_weight else 0
-        attention = 12 * ROWS * self.width**2 * settings.hidden_size * settings.num_hidden_layers
-        return 6.0 * matrices * ROWS * self.width + attention + 6.0 * rows * settings.vocab_size * settings.hidden_size
+        rows = sum(side.slots for side in (self.prompts.self_side, self.prompts.next_side)) * self.rows
+        rows += (LENGTH + len(self.prompts.self_side.prefix) - 1) * self.rows if lm_weight else 0
+        attention = 12 * self.rows * self.width**2 * settings.hidden_size * settings.num_hidden_layers
+        return (
+            6.0 * matrices * self.rows * self.width
+            + attention
+            + 6.0 * rows * settings.vocab_size * settings.hidden_size
+        )
 
 
 def make_model(shape: str, template: str) -> EmbeddingModel:
@@ -279,12 +285,12 @@ def measure(shape: str, options: argparse.Namespace) -> dict[str, float]:
     taken, used, machine = times(shape, options)
     median = {name: statistics.median(each) for name, each in taken.items()}
     print(
-        f"\n{shape}: vocabulary {bench.model.lm.config.vocab_size:,}, {ROWS} x {bench.width} tokens in passes of "
+        f"\n{shape}: vocabulary {bench.model.lm.config.vocab_size:,}, {bench.rows} x {bench.width} tokens in passes of "
         f"{bench.budget:,}; matrix rate {machine / 1e9:.0f} GFLOP/s"
     )
     print(f"{'side':<16}{'median s':>10}{'from':>8}{'to':>8}{'tokens/s':>10}{'of rate':>9}{'MiB':>8}")
     for name, each in taken.items():
-        tokens = ROWS * bench.width / median[name]
+        tokens = bench.rows * bench.width / median[name]
         flops = {"ours": bench.flops(0.0), "ours + lm": bench.flops(1.0)}.get(name)
         share = f"{flops / median[name] / machine:.0%}" if flops else ""
         print(
