@@ -10,19 +10,16 @@ stays busy, `--clock cpu --threads 1` counts processor time instead. The last li
 """
 
 import argparse
-import gc
 import json
-import multiprocessing
 import os
 import statistics
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from common.turns import CLOCKS, Side, Step
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -201,62 +198,27 @@ def rate(clock: Callable[[], float]) -> float:
     return best
 
 
-CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
-
-
-class Side:
-    """One side in a process of its own, as a run has it: what one allocates and frees is no help to another."""
-
-    def __init__(self, name: str, shape: str, options: argparse.Namespace) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._ask, theirs = context.Pipe()
-        arguments = (theirs, name, shape, options.template, options.token_budget, options.compile, options.threads)
-        self._process = context.Process(target=_serve, args=arguments, daemon=True)
-        self._process.start()
-        self._ask.recv()  # the model is loaded
-
-    def step(self, clock: str) -> float:
-        """Takes a step and returns its seconds."""
-        self._ask.send(clock)
-        return float(self._ask.recv())
-
-    def close(self) -> float:
-        """Ends the process; returns MiB of resident memory that steps added to the loaded model at their peak."""
-        self._ask.send(None)
-        used = float(self._ask.recv())
-        self._process.join()
-        return used
-
-
-def _serve(pipe: Any, name: str, shape: str, template: str, budget: int | None, compiled: bool, threads: int) -> None:
-    torch.set_num_threads(threads)
+def open_side(name: str, shape: str, template: str, budget: int | None, compiled: bool) -> Step:
+    """Returns the step of one side, for a process of its own."""
     bench = Bench(shape, template, budget)
     if name.startswith("ours"):
         keep_freed_memory()  # as every training run does on a CPU
         if compiled:
             compile_layers(AdaptModule(bench.model, bench.prompts, bench.plan(0.0)), shape)
     step = bench.sides()[name]
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak from here on, not that of loading
-    before = _status("VmRSS")
-    pipe.send("ready")
-    while (clock := pipe.recv()) is not None:
-        gc.collect()
-        began = CLOCKS[clock]()
-        step()
-        pipe.send(CLOCKS[clock]() - began)
-    pipe.send((_status("VmHWM") - before) / 1024)
+    return lambda number: step()
 
 
 def times(shape: str, options: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str, float], float]:
     """Returns each side's seconds per step and its memory, the sides taking turns, and the matrix rate between them."""
-    sides = {name: Side(name, shape, options) for name in (*SIDES, "trunk")}
+    settings = (shape, options.template, options.token_budget, options.compile)
+    sides = {name: Side(open_side, name, *settings, threads=options.threads) for name in (*SIDES, "trunk")}
     taken: dict[str, list[float]] = {name: [] for name in sides}
     rates = []
     for round_ in range(options.runs + 2):
         rates.append(rate(CLOCKS[options.clock]))
         for name, side in sides.items():
-            seconds = side.step(options.clock)
+            seconds, _ = side.step(round_, options.clock)
             if round_ > 1:  # the first fill caches, make the optimizer's state, and compile
                 taken[name].append(seconds)
     return taken, {name: side.close() for name, side in sides.items()}, statistics.median(rates)
@@ -271,11 +233,6 @@ def check_losses(bench: Bench) -> None:
         expected = bench.sides()[name.replace("ours", "reference")]()
         bench.model.lm.load_state_dict(state)
         assert abs(found - expected) <= 1e-5 * abs(expected), (name, found, expected)
-
-
-def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name + ":"))
 
 
 def measure(shape: str, options: argparse.Namespace) -> dict[str, float]:

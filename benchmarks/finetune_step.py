@@ -3,9 +3,9 @@
     python benchmarks/finetune_step.py [--queries 64] [--passages 8] [--rounds 5] [--skip-memory]
 
 Speed: the same model (`mini`), the same token ids of made-up text of mixed lengths, the same temperature, optimizer and
-token budget on both sides, which take turns. Ours is timed from the text on, theirs from padded token ids on. Before
-that, both compute the loss of one batch, which must be the same. Ours runs once as plain GradCache (--graph-budget 0),
-which is what is compared, and once with its default, which keeps some activations.
+token budget on both sides, each in a process of its own, which take turns. Ours is timed from the text on, theirs from
+padded token ids on. Before that, all compute the loss of one batch, which must be the same. Ours runs as plain
+GradCache (--graph-budget 0), which is what is compared, and with its default, which keeps some activations.
 
 Memory: a child per size trains one step of 32 and of 2,048 queries with 8 passages of 16 tokens each; what counts is
 the peak of its resident memory above that of the loaded model. Needs Linux.
@@ -21,15 +21,18 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from common.turns import Side, Step, resident
 
+from llara.hardware import keep_freed_memory
+
+SIDES = ("ours", "ours, default", "theirs")
 TARGET = {"speed": 1.3, "memory": 1.3}  # at least, times theirs; at most, times that of few queries
 BUDGET, TEMPERATURE, LENGTH = 1024, 0.05, 160
 SMALL, LARGE, SHORT = 32, 2048, 16
@@ -85,7 +88,7 @@ def open_ours(folder: Path, queries: int, passages: int, *, short: bool) -> tupl
     return model, ContrastSource(draw, model, config), config
 
 
-def our_step(model: Any, source: Any, config: Any, graph_budget: int | None) -> Callable[[int], float]:
+def our_step(model: Any, source: Any, config: Any, graph_budget: int | None) -> Step:
     """Returns what trains on the batch of a number, and gives its mean loss."""
     from dataclasses import replace
 
@@ -110,7 +113,7 @@ def our_step(model: Any, source: Any, config: Any, graph_budget: int | None) -> 
     return step
 
 
-def their_step(source: Any, passages: int) -> Callable[[int], float]:
+def their_step(source: Any, passages: int, rounds: int) -> Step:
     """The same for sentence-transformers, on the same token ids, which are made before the clock starts."""
     import llara
 
@@ -142,7 +145,8 @@ def their_step(source: Any, passages: int) -> Callable[[int], float]:
         optimizer.zero_grad()
         return float(total.detach())
 
-    step.prepare = prepare  # type: ignore[attr-defined]
+    for number in range(rounds + 1):
+        prepare(number)
     return step
 
 
@@ -152,43 +156,41 @@ def padded(rows: list[torch.Tensor]) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": (torch.arange(ids.shape[1]) < lengths[:, None]).long()}
 
 
+def open_side(name: str, queries: int, passages: int, rounds: int, folder: Path) -> Step:
+    """Returns the step of one side, for a process of its own."""
+    (folder / name).mkdir()
+    model, source, config = open_ours(folder / name, queries, passages, short=False)
+    if name == "theirs":
+        return their_step(source, passages, rounds)
+    keep_freed_memory()  # as every training run does on a CPU
+    return our_step(model, source, config, 0 if name == "ours" else None)
+
+
 def speed(queries: int, passages: int, rounds: int, folder: Path) -> dict[str, float]:
-    model, source, config = open_ours(folder, queries, passages, short=False)
-    steps = {"ours": our_step(model, source, config, 0), "theirs": their_step(source, passages)}
-    for number in range(rounds + 1):
-        steps["theirs"].prepare(number)  # type: ignore[attr-defined]
-    losses = {name: step(0) for name, step in steps.items()}  # also warms up
-    if abs(losses["ours"] - losses["theirs"]) > 1e-3 * abs(losses["theirs"]):
-        raise SystemExit(f"the two sides do not compute the same loss: {losses}")
-    steps["ours, default"] = our_step(model, source, config, None)
-    taken: dict[str, list[float]] = {name: [] for name in steps}
+    sides = {name: Side(open_side, name, queries, passages, rounds, folder) for name in SIDES}
+    losses = {name: side.step(0)[1] for name, side in sides.items()}  # also warms up
+    if max(abs(each - losses["theirs"]) for each in losses.values()) > 1e-3 * abs(losses["theirs"]):
+        raise SystemExit(f"the sides do not compute the same loss: {losses}")
+    taken: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(1, rounds + 1):
-        for name, step in steps.items():
-            began = time.perf_counter()
-            step(number)
-            taken[name].append(time.perf_counter() - began)
-    tokens = sum(batch["tokens"] for batch in source.passes(1))
-    print(
-        f"{queries} queries x {passages} passages, {tokens:,} tokens, {rounds} rounds; loss {losses['theirs']:.4f} both"
-    )
+        for name, side in sides.items():
+            taken[name].append(side.step(number)[0])
+    used = {name: side.close() for name, side in sides.items()}
+    print(f"{queries} queries x {passages} passages, {rounds} rounds; loss {losses['theirs']:.4f} on all sides")
     for name, each in taken.items():
         spread = f"{queries / max(each):.2f} to {queries / min(each):.2f}"
-        print(f"{name:<14} median {queries / statistics.median(each):6.2f} examples/s, {spread}")
+        median = queries / statistics.median(each)
+        print(f"{name:<14} median {median:6.2f} examples/s, {spread}; {used[name]:,.0f} MiB above the loaded model")
     medians = {name: statistics.median(each) for name, each in taken.items()}
-    ratios = {name: round(medians["theirs"] / medians[name], 3) for name in ("ours", "ours, default")}
-    rates = {f"{name}: examples/s": round(queries / median, 3) for name, median in medians.items()}
-    return {**rates, "ours / theirs": ratios["ours"], "ours, default / theirs": ratios["ours, default"]}
-
-
-def resident(what: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{what}:"))
+    ratios = {f"{name} / theirs": round(medians["theirs"] / medians[name], 3) for name in SIDES[:2]}
+    return {**{f"{name}: examples/s": round(queries / median, 3) for name, median in medians.items()}, **ratios}
 
 
 def child(queries: int, passages: int, graph_budget: int | None, folder: Path) -> None:
     """Trains one step in this process, and prints what it took above the loaded model."""
     model, source, config = open_ours(folder, queries, passages, short=True)
     step = our_step(model, source, config, graph_budget)
+    keep_freed_memory()
     model.encode(["warm"], "query")
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = resident("VmRSS")
