@@ -23,7 +23,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = (
     ("errors", "records", "config"),
     ("files", "outputs", "progress", "invocation", "hardware", "templates", "contract", "pairs", "batching", "data"),
-    ("masks", "losses", "model", "parity", "loading"),
+    ("masks", "losses", "model", "lexical", "parity", "loading"),
     (
         *("retriever", "reranker", "encoding", "index", "fuse", "search", "rerank", "mine", "evaluate"),
         *("training", "plan", "verify", "doctor", "demo"),
