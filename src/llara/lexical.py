@@ -22,6 +22,7 @@ from llara.errors import ConfigError, ModelError
 from llara.losses.adapt import slot_logits
 from llara.model import EmbeddingModel, OnBatch, slot_states
 from llara.templates import SideName
+from llara.terms import Terms as Terms
 
 Ids = npt.NDArray[np.int64]
 Row = tuple[Ids, npt.NDArray[np.float32]]  # the token ids and weights of one text
@@ -47,40 +48,6 @@ class TermOptions:
     def __post_init__(self) -> None:
         if self.top_k < 1:
             raise ConfigError(f"top_k: must be 1 or more, got {self.top_k}")
-
-
-@dataclass(frozen=True)
-class Terms:
-    """The weighted terms of n texts, one text after the other.
-
-    Within a text the weights fall, and equal ones stand by rising token id. All weights are above 0. A text may have
-    none.
-
-    Attributes:
-        starts: int64 [n + 1]; the terms of text i are `starts[i]` to `starts[i + 1]`.
-        ids: int32 [M], token ids; with folding the one that stands for all variants of its word.
-        weights: float32 [M].
-    """
-
-    starts: Ids
-    ids: npt.NDArray[np.int32]
-    weights: npt.NDArray[np.float32]
-
-    def __len__(self) -> int:
-        return len(self.starts) - 1
-
-    def of(self, number: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-        """Returns the token ids and the weights of one text."""
-        span = slice(self.starts[number], self.starts[number + 1])
-        return self.ids[span], self.weights[span]
-
-    @classmethod
-    def of_rows(cls, rows: Sequence[Row]) -> "Terms":
-        """Joins token ids and weights per text."""
-        starts = np.cumsum([0, *(len(ids) for ids, _ in rows)], dtype=np.int64)
-        ids = np.concatenate([np.empty(0, np.int32), *(ids for ids, _ in rows)]).astype(np.int32)
-        weights = np.concatenate([np.empty(0, np.float32), *(weights for _, weights in rows)]).astype(np.float32)
-        return cls(starts, ids, weights)
 
 
 class SlotBatch(NamedTuple):

@@ -40,6 +40,14 @@ class Terms:
         return Terms(starts - starts[0], self.ids[span], self.weights[span])
 
     @classmethod
+    def join(cls, parts: "Sequence[Terms]") -> "Terms":
+        """Puts the texts of several parts one after the other."""
+        lengths = [np.empty(0, np.int64), *(np.diff(each.starts) for each in parts)]
+        starts = np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64)
+        ids = np.concatenate([np.empty(0, np.int32), *(each.ids for each in parts)])
+        return cls(starts, ids, np.concatenate([np.empty(0, np.float32), *(each.weights for each in parts)]))
+
+    @classmethod
     def of_rows(cls, rows: Sequence[tuple[npt.NDArray[Any], npt.NDArray[Any]]]) -> "Terms":
         """Joins token ids and weights per text."""
         starts = np.cumsum([0, *(len(ids) for ids, _ in rows)], dtype=np.int64)

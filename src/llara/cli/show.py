@@ -129,7 +129,7 @@ def _model_flag(index: Path) -> list[str]:
     from llara.index.base import Manifest
 
     manifest = Manifest.read(index)
-    if manifest.type != "flat":
+    if manifest.model is None:
         return []
     model = find_model(manifest.model_path, index)
     if is_local(model):

@@ -1,18 +1,21 @@
 """The job `encode`: a corpus and a model become a vectors folder."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from llara.config import EncodeConfig, to_toml
 from llara.data import read_rows
-from llara.encoding.manifest import MANIFEST, record_model
+from llara.encoding.manifest import MANIFEST, SPARSE, record_model
 from llara.encoding.shards import write_vectors
 from llara.files import foreign_folder, is_unclaimed
 from llara.progress import Progress
 from llara.records import Document
+from llara.terms import Terms
+
+Vectors = npt.NDArray[np.float32]
 
 
 class EncodeResult(NamedTuple):
@@ -27,41 +30,45 @@ class EncodeResult(NamedTuple):
 
 
 def encode(config: EncodeConfig) -> EncodeResult:
-    """Encodes a corpus into a vectors folder; a run that was stopped goes on where it was, with identical bytes.
+    """Encodes a corpus into a vectors folder, with sparse vectors where they are asked for.
 
-    A folder without a finished shard is free for another configuration, such as the corrected one after a mistake.
-    Bad rows are skipped, counted, and listed in `rejected.jsonl` of the folder.
+    A run that was stopped goes on where it was, with identical bytes. A folder without a finished shard is free for
+    another configuration, such as the corrected one after a mistake. Bad rows are skipped, counted, and listed in
+    `rejected.jsonl` of the folder.
 
     Raises:
         DataError: A corpus file is missing, empty, unreadable or cut, or every row is a bad one.
-        ModelError: The model cannot be loaded, or gives NaN.
+        ModelError: The model cannot be loaded, gives NaN, or has no LM head for sparse vectors.
         StorageError: A full disk, a second encoder, or a folder that belongs to another configuration or corpus.
     """
     # Before minutes go into loading a model: is there a corpus, and may this folder be written?
     if not is_unclaimed(config.output) and not (config.output / MANIFEST).exists():
         raise foreign_folder(config.output)
     total = sum(1 for _ in read_rows(config.corpus))
+    from llara.lexical import TermOptions
     from llara.retriever import Retriever
 
     retriever = Retriever.for_job(config)
     length = config.passage_length or retriever.passage_length
+    identity = {**retriever.identity, "passage_length": length}
+    options = TermOptions(config.sparse_top_k, config.expansion, config.fold)
+    if config.sparse:
+        identity[SPARSE] = retriever.sparse_identity(options)
     with Progress("encode", total, "passages") as progress:
 
-        def encode_shard(documents: list[Document]) -> npt.NDArray[np.float32]:
+        def encode_shard(documents: list[Document]) -> Vectors | tuple[Vectors, Terms]:
             # One call per shard: the length-sorted window is the shard, so no batch crosses its border.
-            return retriever.encode_passages(
-                [document.text for document in documents],
-                titles=[document.title for document in documents],
-                token_budget=config.token_budget,
-                max_length=length,
-                on_batch=progress.advance,
-            )
+            texts, titles = ([getattr(document, part) for document in documents] for part in ("text", "title"))
+            how: dict[str, Any] = {"token_budget": config.token_budget, "max_length": length}
+            if config.sparse:
+                return retriever.encode_passages_with_terms(texts, titles, options, on_batch=progress.advance, **how)
+            return retriever.encode_passages(texts, titles=titles, on_batch=progress.advance, **how)
 
         summary = write_vectors(
             config.output,
             read_rows(config.corpus),
             encode_shard,
-            {**retriever.identity, "passage_length": length},
+            identity,
             retriever.dim,
             config.vector_dtype,
             config.shard_size,

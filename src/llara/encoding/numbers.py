@@ -54,7 +54,7 @@ class Numbers:
             vectors = vectors.astype(kind, copy=False)
         assert vectors.shape == shape, f"encode returned {vectors.shape} for {shape}"
         advice = "try --dtype float32" if kind.itemsize > 2 else "try --vector-dtype float32"
-        _refuse_broken(folder, documents, np.isfinite(vectors).all(axis=1), "vectors", advice)
+        _refuse_broken(folder, documents, np.asarray(np.isfinite(vectors).all(axis=1)), "vectors", advice)
         if terms is None:
             return {VECTORS: write_array(folder / f"{name}.{VECTORS}", vectors)}
         self._check_terms(folder, documents, terms)

@@ -363,9 +363,8 @@ class Vectors:
         for entry in self.manifest["shards"]:
             yield open_vectors(self.folder, self.manifest, entry)
 
-    @property
-    def sparse(self) -> dict[str, Any]:
-        """The settings of the sparse vectors; StorageError where the folder holds none."""
+    def sparse_settings(self) -> dict[str, Any]:
+        """Returns the settings of the sparse vectors; StorageError where the folder holds none."""
         if SPARSE not in self.identity:
             advice = "encode the corpus with --sparse into another folder"
             raise StorageError(self.folder, f"holds no sparse vectors; {advice}")
@@ -373,7 +372,7 @@ class Vectors:
 
     def terms(self) -> Iterator[Terms]:
         """Yields the sparse vectors of each shard in order, memory-mapped; StorageError where the folder holds none."""
-        vocabulary = self.sparse["vocabulary"]
+        vocabulary = self.sparse_settings()["vocabulary"]
         for entry in self.manifest["shards"]:
             shard = open_sidecar(self.folder, entry)
             terms = open_terms(self.folder, shard)

@@ -4,22 +4,21 @@ The documents are cut into segments, in their order. A segment holds its posting
 built in one pass over the vectors and searched in memory that does not grow with it: both hold one segment at a time.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from llara.encoding.arrays import Array, open_array, write_array
+from llara.encoding.arrays import Array, open_array, write_array, write_chunks
 from llara.encoding.manifest import SPARSE, find_model
 from llara.errors import DataError, ModelError, StorageError
-from llara.files import FileRecord, write_atomic
+from llara.files import FileRecord
 from llara.index.base import Floats, Ids, Manifest, Positions, TopK, best_first, stack
-from llara.encoding.arrays import npy_bytes, npy_header
 from llara.terms import Terms
 
 POSTINGS = 1 << 24  # of a segment, at most: 128 MB; a single document may have more
+PASSES = 3  # over the vectors: one counts, two write a file each, from its first byte to its last
 STARTS, SEGMENTS = "postings.starts.npy", "segments.npy"
 POSITIONS, WEIGHTS = "postings.positions.npy", "postings.weights.npy"
 
@@ -94,7 +93,7 @@ class SparseIndex:
 
         documents = int(self._bounds[segment + 1] - self._bounds[segment])
         first, last = self._starts[segment, terms], self._starts[segment, terms + 1]
-        if not (0 <= first).all() or not (first <= last).all() or not (last <= len(self._positions)).all():
+        if not (first >= 0).all() or not (first <= last).all() or not (last <= len(self._positions)).all():
             raise self._damage(STARTS)
         spans = [slice(start, stop) for start, stop in zip(first.tolist(), last.tolist(), strict=True)]
         empty = np.empty(0, np.int32)
@@ -111,27 +110,73 @@ class SparseIndex:
         return StorageError(self._path / name, "is damaged: it leads outside the index; rebuild the index")
 
 
-class _Segment(NamedTuple):
-    """Postings of some documents, term by term: `starts` int64 [terms + 1], the others one entry per posting."""
+class _Postings(NamedTuple):
+    """The postings of one segment, term by term and then document by document: int32 and float32 [postings]."""
 
-    documents: int
-    starts: NDArray[np.int64]
-    positions: NDArray[np.int32]
-    weights: Floats
+    positions: Array
+    weights: Array
 
 
 def write_sparse(
-    folder: Path, shards: Iterable[Terms], count: int, vocabulary: int, most: int = POSTINGS
+    folder: Path, shards: Callable[[], Iterable[Terms]], vocabulary: int, most: int = POSTINGS
 ) -> tuple[dict[str, FileRecord], dict[str, Any]]:
-    """Writes the files of a sparse index from the sparse vectors of shards; returns their records and the settings.
+    """Writes the files of a sparse index; returns their records and the settings.
 
     Args:
         folder: Where to.
-        shards: Sparse vectors in the order of the documents; iterated twice, one segment in memory.
-        count: Documents in all.
+        shards: Gives the sparse vectors in the order of the documents; called `PASSES` times. One segment is held in
+            memory.
         vocabulary: Terms there are to choose from.
         most: Postings per segment.
 
     Raises:
         DataError: No document has a term.
     """
+    documents, starts, postings = [0], [], 0
+    for rows in cut(shards(), most):
+        counts = np.bincount(np.concatenate([each.ids for each in rows]), minlength=vocabulary)
+        starts.append(postings + np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]))
+        documents.append(documents[-1] + sum(map(len, rows)))
+        postings += int(counts.sum())
+    if not postings:
+        raise DataError(folder, None, "no document has a term: the LM head gives no token of any text a logit above 0")
+
+    def inverted() -> Iterator[_Postings]:
+        return (_invert(rows, vocabulary) for rows in cut(shards(), most))
+
+    files = {
+        SEGMENTS: write_array(folder / SEGMENTS, np.array(documents, np.int64)),
+        STARTS: write_array(folder / STARTS, np.stack(starts)),
+        POSITIONS: write_chunks(folder / POSITIONS, "int32", postings, (each.positions for each in inverted())),
+        WEIGHTS: write_chunks(folder / WEIGHTS, "float32", postings, (each.weights for each in inverted())),
+    }
+    return files, {"segments": len(starts), "postings": postings, "terms": vocabulary}
+
+
+def cut(shards: Iterable[Terms], most: int) -> Iterator[list[Terms]]:
+    """Yields the documents of each segment: as many in a row as have at most `most` terms together, but one or more."""
+    held: list[Terms] = []
+    room = most
+    for terms in shards:
+        start = 0
+        while start < len(terms):
+            stop = int(np.searchsorted(terms.starts, terms.starts[start] + room, side="right")) - 1
+            if stop == start and held:
+                yield held
+                held, room = [], most
+                continue
+            stop = max(stop, start + 1)
+            held.append(terms.part(start, stop))
+            room = max(room - len(held[-1].ids), 0)
+            start = stop
+    if held:
+        yield held
+
+
+def _invert(rows: Sequence[Terms], vocabulary: int) -> _Postings:
+    from scipy.sparse import csr_array
+
+    joined = Terms.join(rows)
+    by_document = csr_array((joined.weights, joined.ids, joined.starts), shape=(len(joined), vocabulary))
+    by_term = by_document.tocsc()
+    return _Postings(by_term.indices, by_term.data)
