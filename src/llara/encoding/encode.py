@@ -1,21 +1,21 @@
 """The job `encode`: a corpus and a model become a vectors folder."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llara.config import EncodeConfig, to_toml
 from llara.data import read_rows
 from llara.encoding.manifest import MANIFEST, SPARSE, record_model
+from llara.encoding.numbers import Encode
 from llara.encoding.shards import write_vectors
 from llara.files import foreign_folder, is_unclaimed
 from llara.progress import Progress
 from llara.records import Document
-from llara.terms import Terms
 
-Vectors = npt.NDArray[np.float32]
+if TYPE_CHECKING:
+    from llara.lexical import TermOptions
+    from llara.model import OnBatch
+    from llara.retriever import Retriever
 
 
 class EncodeResult(NamedTuple):
@@ -45,29 +45,18 @@ def encode(config: EncodeConfig) -> EncodeResult:
     if not is_unclaimed(config.output) and not (config.output / MANIFEST).exists():
         raise foreign_folder(config.output)
     total = sum(1 for _ in read_rows(config.corpus))
-    from llara.lexical import TermOptions
     from llara.retriever import Retriever
 
     retriever = Retriever.for_job(config)
     length = config.passage_length or retriever.passage_length
     identity = {**retriever.identity, "passage_length": length}
-    options = TermOptions(config.sparse_top_k, config.expansion, config.fold)
     if config.sparse:
-        identity[SPARSE] = retriever.sparse_identity(options)
+        identity[SPARSE] = retriever.sparse_identity(term_options(config))
     with Progress("encode", total, "passages") as progress:
-
-        def encode_shard(documents: list[Document]) -> Vectors | tuple[Vectors, Terms]:
-            # One call per shard: the length-sorted window is the shard, so no batch crosses its border.
-            texts, titles = ([getattr(document, part) for document in documents] for part in ("text", "title"))
-            how: dict[str, Any] = {"token_budget": config.token_budget, "max_length": length}
-            if config.sparse:
-                return retriever.encode_passages_with_terms(texts, titles, options, on_batch=progress.advance, **how)
-            return retriever.encode_passages(texts, titles=titles, on_batch=progress.advance, **how)
-
         summary = write_vectors(
             config.output,
             read_rows(config.corpus),
-            encode_shard,
+            encoder(retriever, config, length, progress.advance),  # a shard is one call: no batch crosses its border
             identity,
             retriever.dim,
             config.vector_dtype,
@@ -78,3 +67,30 @@ def encode(config: EncodeConfig) -> EncodeResult:
             verify=config.verify,
         )
     return EncodeResult(config.output, retriever.dim, *summary)
+
+
+def term_options(config: EncodeConfig) -> "TermOptions":
+    """Returns which terms a passage gets."""
+    from llara.lexical import TermOptions
+
+    return TermOptions(config.sparse_top_k, config.expansion, config.fold)
+
+
+def encoder(retriever: "Retriever", config: EncodeConfig, length: int, on_batch: "OnBatch | None" = None) -> Encode:
+    """Returns what turns documents into their vectors, and their terms where such are asked for, in one pass.
+
+    Args:
+        retriever: The model.
+        config: The job.
+        length: Tokens of a passage at most.
+        on_batch: Called with the passages done after each batch.
+    """
+    how: dict[str, Any] = {"token_budget": config.token_budget, "max_length": length, "on_batch": on_batch}
+
+    def encode_documents(documents: list[Document]) -> Any:
+        texts, titles = ([getattr(document, part) for document in documents] for part in ("text", "title"))
+        if config.sparse:
+            return retriever.encode_passages_with_terms(texts, titles, term_options(config), **how)
+        return retriever.encode_passages(texts, titles=titles, **how)
+
+    return encode_documents

@@ -379,6 +379,12 @@ class Vectors:
             check_terms(self.folder, shard, terms, vocabulary)
             yield terms
 
+    def count_terms(self) -> int:
+        """Returns how many terms all documents have together; StorageError where the folder holds no sparse vectors."""
+        self.sparse_settings()
+        shards = (open_sidecar(self.folder, entry) for entry in self.manifest["shards"])
+        return sum(len(open_terms(self.folder, shard).ids) for shard in shards)
+
     def ids(self, position: int) -> str:
         """Returns the id of the document at a position; `documents.ids` gives many at once."""
         return self.documents.id(position)
