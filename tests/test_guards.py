@@ -22,10 +22,13 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # modules of one package may import each other, but not in a circle.
 LAYERS = (
     ("errors", "records", "config"),
-    ("files", "outputs", "progress", "invocation", "hardware", "templates", "contract", "pairs", "batching", "data"),
-    ("masks", "losses", "model", "parity", "loading"),
     (
-        *("retriever", "reranker", "encoding", "index", "fuse", "search", "rerank", "mine", "evaluate"),
+        *("files", "outputs", "progress", "invocation", "hardware"),
+        *("templates", "contract", "pairs", "batching", "terms", "data"),
+    ),
+    ("masks", "losses", "model", "lexical", "parity", "loading"),
+    (
+        *("retriever", "reranker", "encoding", "index", "fuse", "ranking", "search", "rerank", "mine", "evaluate"),
         *("training", "plan", "verify", "doctor", "demo"),
     ),
     ("cli", "__main__"),

@@ -250,7 +250,7 @@ def test_texts_are_found_in_a_store_of_another_order(flat: Path, corpus: Path, t
 def test_the_hits_of_a_run_are_not_held(
     words: Path, queries: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llara.search._BLOCK", 1)
+    monkeypatch.setattr("llara.ranking.BLOCK", 1)
     asked: list[str] = []
     plain = Bm25Index.search
 

@@ -13,9 +13,9 @@ from llara.files import write_json_atomic
 from llara.index.build import build_index
 from llara.loading import load_model
 from llara.retriever import Retriever
-from llara.verify import VerifyReport, _settings, verify
+from llara.verify import VerifyReport, _settings, terms_apart, verify
 
-FOLDERS = ("model", "vectors", "flat", "bm25")
+FOLDERS = ("model", "vectors", "sparse-vectors", "flat", "sparse", "bm25")
 UNCHECKED = {".lock"}
 
 
@@ -26,7 +26,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     corpus = root / "corpus.jsonl"
     corpus.write_text("".join(f'{{"_id": "d{i}", "text": "text number {i} of ten"}}\n' for i in range(10)))
     encode(EncodeConfig(model="mini", corpus=(corpus,), output=root / "vectors"))
+    encode(EncodeConfig(model="mini", corpus=(corpus,), output=root / "sparse-vectors", sparse=True))
     build_index(IndexConfig(vectors=root / "vectors", output=root / "flat"))
+    build_index(IndexConfig(vectors=root / "sparse-vectors", type="sparse", output=root / "sparse"))
     build_index(IndexConfig(corpus=(corpus,), type="bm25", output=root / "bm25"))
     load_model(ModelConfig(model="mini")).save(root / "model")
     return root
@@ -44,7 +46,8 @@ def files(folder: Path) -> list[Path]:
 def test_a_sound_folder_is_counted_whole(name: str, made: Path) -> None:
     report = check(made / name)
     sizes = [path.stat().st_size for path in files(made / name)]
-    assert report.kind == {"flat": "index", "bm25": "index"}.get(name, name)
+    kinds = {"flat": "index", "sparse": "index", "bm25": "index", "sparse-vectors": "vectors"}
+    assert report.kind == kinds.get(name, name)
     assert (report.files, report.bytes) == (len(sizes), sum(sizes))
     assert "all as written" in report.to_text()
 
@@ -69,6 +72,7 @@ def test_any_changed_byte_is_found(name: str, made: Path, tmp_path: Path) -> Non
 def test_what_was_computed_again_is_said(made: Path) -> None:
     assert check(made / "model").vectors.startswith("gives the ")
     assert check(made / "vectors").vectors == "10 vectors computed again, all the same"
+    assert check(made / "sparse-vectors").vectors == "10 vectors and sparse vectors computed again, all the same"
 
 
 def test_what_is_no_folder_of_ours(tmp_path: Path) -> None:
@@ -89,6 +93,29 @@ def test_a_vector_that_the_model_does_not_give_is_found(made: Path, monkeypatch:
     monkeypatch.setattr(Retriever, "encode_passages", lambda *args, **named: np.roll(given(*args, **named), 1, 0))
     with pytest.raises(StorageError, match=r"document 'd0': its vector is not the one that mini gives"):
         check(made / "vectors")
+
+
+def test_a_sparse_vector_that_the_model_does_not_give_is_found(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = Retriever.encode_passages_with_terms
+
+    def changed(*arguments: object, **named: object) -> object:
+        vectors, terms = given(*arguments, **named)  # type: ignore[arg-type]
+        terms.weights[terms.starts[4]] *= 1.1
+        return vectors, terms
+
+    monkeypatch.setattr(Retriever, "encode_passages_with_terms", changed)
+    with pytest.raises(StorageError, match=r"document 'd4': its sparse vector is not the one that mini gives: 0\.0"):
+        check(made / "sparse-vectors")
+
+
+def test_terms_that_change_places_at_the_cut_are_not_apart() -> None:
+    stored = (np.array([7, 3, 5]), np.array([3.0, 2.0, 1.0]))
+    again = (np.array([7, 3, 9]), np.array([3.0, 2.0, 1.0]))
+    assert terms_apart(stored, stored, 3) == 0
+    assert terms_apart(stored, again, 3) == 0
+    assert terms_apart(stored, again, 4) == pytest.approx(1 / 14**0.5)
+    assert terms_apart(stored, (np.array([7, 3]), np.array([3.0, 2.5])), 4) == pytest.approx(1 / 14**0.5)
+    assert terms_apart((np.array([]), np.array([])), (np.array([1]), np.array([0.25])), 4) == 0.25
 
 
 def test_the_model_of_vectors_is_found_from_any_folder(

@@ -27,11 +27,9 @@ from llara.encoding.manifest import MANIFEST
 from llara.encoding.texts import open_texts
 from llara.errors import ConfigError, DataError, StorageError
 from llara.files import TEMPORARY, disk_errors, write_atomic
-from llara.index.build import open_index
-from llara.index.flat import FlatIndex
 from llara.outputs import check_file_output, save_settings
+from llara.ranking import Indexes
 from llara.records import Document, Query
-from llara.search import open_retriever
 
 Item = TypeVar("Item")
 
@@ -165,15 +163,14 @@ class _IndexSource:
 
     def __init__(self, config: MineConfig, judged: Judged, folder: Path) -> None:
         self.config, self.judged = config, judged
-        self.index = open_index(folder, verify=config.verify)
+        self._indexes = Indexes([folder], config)
+        (self.index,) = self._indexes.opened
         self.documents: Path | None = folder / self.index.manifest.documents
         self.positions = self._find_relevant()
-        flat = self.index if isinstance(self.index, FlatIndex) else None
-        self._retriever = open_retriever(flat, folder, config) if flat else None
 
     def block(self, queries: Sequence[Query]) -> list[Scored]:
         texts = [query.text for query in queries]
-        asked: Any = texts if self._retriever is None else self._retriever.encode_queries(texts)
+        (asked,) = self._indexes.encode(texts)
         found = self.index.search(asked, self.config.to_rank)
         relevant = [self.judged.relevant[query.id] for query in queries]
         places = [np.array([self.positions[each] for each in ids], np.int64) for ids in relevant]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from llara import contract as contracts
-from llara.batching import budget_batches
+from llara.batching import Indices, budget_batches
 from llara.contract import Contract
 from llara.errors import ConfigError, ModelError, StorageError
 from llara.files import disk_errors, free_bytes, publish_folder, temporary_path, write_json_atomic
@@ -37,6 +37,19 @@ PROBE_TEXTS = (
 TOKEN_BUDGET = {"cpu": 1024}
 # Largest difference of a unit vector's component between machines, thread counts and batch shapes, per dtype.
 TOLERANCE = {torch.float32: 2e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2, torch.float64: 2e-4}
+
+
+class Pass(NamedTuple):
+    """One batch's way through the model.
+
+    numbers: int64 [B], which rows they are. states: [B, W, D]. ends: int64 [B], one past the last slot. counts: slots
+    per row, B of them.
+    """
+
+    numbers: Indices
+    states: Tensor
+    ends: Tensor
+    counts: list[int]
 
 
 class EmbeddingModel:
@@ -150,20 +163,30 @@ class EmbeddingModel:
             token_budget: See `budget_batches`; None takes `TOKEN_BUDGET` for the model's device.
             on_batch: Called after each batch with its number of rows.
         """
-        if not rows:
+        numbers, parts = [], []
+        for part in self.passes(rows, slots, token_budget, on_batch):
+            numbers.append(torch.from_numpy(part.numbers))
+            parts.append(self.pool(part.states, part.ends, part.counts))
+        if not parts:
             return torch.empty(0, self.dim, device=self.device)
+        return torch.cat(parts)[torch.argsort(torch.cat(numbers).to(self.device))]
+
+    def passes(
+        self,
+        rows: Sequence[Sequence[int]],
+        slots: int | Sequence[int],
+        token_budget: int | None = None,
+        on_batch: OnBatch | None = None,
+    ) -> Iterator[Pass]:
+        """Runs rows through the model batch by batch, each when it is asked for; see `embed` for the arguments."""
         per_row = [slots] * len(rows) if isinstance(slots, int) else list(slots)
         budget = token_budget or TOKEN_BUDGET.get(self.device.type, 16384)
-        batches = budget_batches([len(row) for row in rows], budget)
-        parts = []
-        for batch in batches:
+        for batch in budget_batches([len(row) for row in rows], budget):
             ids, lengths = self.pad([rows[i] for i in batch])
             states = self.trunk(input_ids=ids, attention_mask=None)
-            parts.append(self.pool(states, lengths, [per_row[i] for i in batch]))
+            yield Pass(batch, states, lengths, [per_row[i] for i in batch])
             if on_batch is not None:
                 on_batch(len(batch))
-        order = torch.cat([torch.from_numpy(batch) for batch in batches]).to(self.device)
-        return torch.cat(parts)[torch.argsort(order)]
 
     def pool(self, states: Tensor, ends: Tensor, counts: Sequence[int]) -> Tensor:
         """Returns the mean of the hidden states at the slots, [B, D], at unit length where the contract says so.

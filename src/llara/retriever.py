@@ -8,8 +8,11 @@ import numpy.typing as npt
 
 from llara.config import Dtype, ModelConfig
 from llara.errors import ConfigError
+from llara.lexical import TermOptions, TermReader
 from llara.loading import load_model
 from llara.model import EmbeddingModel, OnBatch
+from llara.templates import SideName
+from llara.terms import Terms
 
 Vectors = npt.NDArray[np.float32]
 
@@ -25,6 +28,7 @@ class Retriever:
 
     def __init__(self, model: EmbeddingModel) -> None:
         self.model = model
+        self._readers: dict[TermOptions, TermReader] = {}  # each has looked at the whole vocabulary
 
     @classmethod
     def load(
@@ -102,6 +106,50 @@ class Retriever:
         Raises:
             ConfigError: Texts and titles differ in number, or `max_length` leaves no room for text.
         """
+        return self._encode(self._join(texts, titles), "passage", token_budget, max_length, on_batch)
+
+    def encode_queries_with_terms(
+        self,
+        texts: Sequence[str],
+        options: TermOptions | None = None,
+        token_budget: int | None = None,
+        on_batch: OnBatch | None = None,
+    ) -> tuple[Vectors, Terms]:
+        """Returns what `encode_queries` does, and the sparse vectors of the same forward pass: what NEXT says.
+
+        Raises:
+            ModelError: The model has no LM head.
+        """
+        _refuse_string(texts, "texts")
+        return self._encode_with_terms(texts, "query", options, token_budget, None, on_batch)
+
+    def encode_passages_with_terms(
+        self,
+        texts: Sequence[str],
+        titles: Sequence[str] | None = None,
+        options: TermOptions | None = None,
+        token_budget: int | None = None,
+        max_length: int | None = None,
+        on_batch: OnBatch | None = None,
+    ) -> tuple[Vectors, Terms]:
+        """Returns what `encode_passages` does, and the sparse vectors of the same forward pass: what SELF says.
+
+        Raises:
+            ModelError: The model has no LM head.
+            ConfigError: As `encode_passages` has it.
+        """
+        joined = self._join(texts, titles)
+        return self._encode_with_terms(joined, "passage", options, token_budget, max_length, on_batch)
+
+    def sparse_identity(self, options: TermOptions) -> dict[str, Any]:
+        """Returns what decides the sparse vectors beside `identity`, as JSON values; `vocabulary` counts the terms.
+
+        Raises:
+            ModelError: The model has no LM head.
+        """
+        return {**vars(options), "vocabulary": len(self._reader(options).counted)}
+
+    def _join(self, texts: Sequence[str], titles: Sequence[str] | None) -> list[str]:
         _refuse_string(texts, "texts")
         _refuse_string(titles, "titles")
         if titles is not None and len(titles) != len(texts):
@@ -109,19 +157,36 @@ class Retriever:
                 f"titles: {len(titles)} for {len(texts)} texts; give one per text, empty where there is none"
             )
         join = self.model.contract.join_title
-        joined = [join(title, text) for title, text in zip(titles or [""] * len(texts), texts, strict=True)]
-        return self._encode(joined, "passage", token_budget, max_length, on_batch)
+        return [join(title, text) for title, text in zip(titles or [""] * len(texts), texts, strict=True)]
 
     def _encode(
         self,
         texts: Sequence[str],
-        side: Literal["query", "passage"],
+        side: SideName,
         token_budget: int | None,
         max_length: int | None,
         on_batch: OnBatch | None,
     ) -> Vectors:
         vectors: Vectors = self.model.encode(texts, side, token_budget, max_length, on_batch).numpy()
         return vectors
+
+    def _encode_with_terms(
+        self,
+        texts: Sequence[str],
+        side: SideName,
+        options: TermOptions | None,
+        token_budget: int | None,
+        max_length: int | None,
+        on_batch: OnBatch | None,
+    ) -> tuple[Vectors, Terms]:
+        reader = self._reader(options or TermOptions())
+        vectors, terms = reader.encode(texts, side, token_budget, max_length, on_batch)
+        return vectors.numpy(), terms
+
+    def _reader(self, options: TermOptions) -> TermReader:
+        if options not in self._readers:
+            self._readers[options] = TermReader(self.model, options)
+        return self._readers[options]
 
 
 def _refuse_string(values: Sequence[str] | None, name: str) -> None:

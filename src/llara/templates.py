@@ -266,3 +266,17 @@ class BoundTemplate:
     def encode(self, texts: Sequence[str], name: SideName, max_length: int) -> list[list[int]]:
         """Returns the token ids of each text within the template, each at most `max_length` long."""
         return [self.wrap(ids, name, max_length) for ids in self.text_ids(texts, name)]
+
+    def unwrap(self, row: Sequence[int], name: SideName) -> list[int]:
+        """Returns the token ids of the text within a row that `wrap` made: prefix, joint or not, and suffix left out.
+
+        A joint prefix may share its last token with the text ("query: " + "why" ends in one token " why"): that token
+        is the text's.
+        """
+        side = self.side(name)
+        ids = list(row[len(side.prefix) : len(row) - len(side.suffix)])
+        alone = self._tokenize([side.joint_prefix])[0] if side.joint_prefix else []
+        shared = 0
+        while shared < min(len(alone), len(ids)) and alone[shared] == ids[shared]:
+            shared += 1
+        return ids[shared:]

@@ -1,10 +1,11 @@
 """Recomputes every checksum of a folder that llara made (a model, an encoded corpus, or an index), and some vectors."""
 
+import math
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llara import contract
 from llara.config import ModelConfig, VerifyConfig
@@ -13,6 +14,11 @@ from llara.encoding.shards import Vectors
 from llara.errors import LlaraError, StorageError
 from llara.files import confined, read_bytes, read_json
 from llara.index.base import Manifest
+from llara.records import Document
+from llara.terms import Terms
+
+if TYPE_CHECKING:
+    from llara.retriever import Retriever
 
 SAMPLE = 16  # vectors that are computed again
 SHOWN = 5  # damaged files that the message names
@@ -108,8 +114,6 @@ def _recompute(vectors: Vectors) -> str:
     Raises:
         StorageError: A vector that the same model does not give.
     """
-    import numpy as np
-
     from llara.retriever import Retriever
 
     settings = _settings(vectors.folder)
@@ -124,21 +128,56 @@ def _recompute(vectors: Vectors) -> str:
         return f"no vector was computed again, its model does not open: {error}"
     if any(vectors.identity.get(name) != value for name, value in retriever.identity.items()):
         return f"no vector was computed again: {model} has changed since, or runs in another type"
+    return _compare(vectors, retriever, model)
+
+
+def _compare(vectors: Vectors, retriever: "Retriever", model: str) -> str:
+    """Compares a sample with what the model that `model` names gives; see `_recompute`."""
+    import numpy as np
+
+    from llara.lexical import TermOptions
+
     positions = np.unique(np.linspace(0, len(vectors) - 1, SAMPLE).astype(int)).tolist()
     documents = [vectors.documents.get(position) for position in positions]
-    again = retriever.encode_passages(
-        [document.text for document in documents],
-        titles=[document.title for document in documents],
-        max_length=vectors.identity["passage_length"],
-    )
-    stored = np.array([_row(vectors, position) for position in positions], np.float32).reshape(len(positions), -1)
+    texts, titles = ([getattr(document, part) for document in documents] for part in ("text", "title"))
+    length, sparse = vectors.identity["passage_length"], corpus.SPARSE in vectors.identity
+    if sparse:
+        options = TermOptions(**{name: vectors.sparse_settings()[name] for name in ("top_k", "expansion", "fold")})
+        again, terms = retriever.encode_passages_with_terms(texts, titles, options, max_length=length)
+        rows = zip(_rows(vectors.terms(), positions), range(len(positions)), strict=True)
+        apart = [terms_apart(was.of(0), terms.of(row), options.top_k) for was, row in rows]
+        _refuse_apart(vectors, documents, "sparse vector", apart, TOLERANCE[vectors.identity["dtype"]], model)
+    else:
+        again = retriever.encode_passages(texts, titles=titles, max_length=length)
+    stored = np.array(_rows(vectors.shards(), positions), np.float32).reshape(len(positions), -1)
     allowed = max(TOLERANCE[vectors.identity[name]] for name in ("dtype", "vector_dtype"))
-    apart = np.abs(stored - np.asarray(again)).max(axis=1)
-    for document, difference in zip(documents, apart.tolist(), strict=True):
+    _refuse_apart(vectors, documents, "vector", np.abs(stored - again).max(axis=1).tolist(), allowed, model)
+    return f"{len(positions)} vectors {'and sparse vectors ' if sparse else ''}computed again, all the same"
+
+
+def terms_apart(stored: tuple[Any, Any], again: tuple[Any, Any], top_k: int) -> float:
+    """Returns the largest difference of a weight, as a share of the stored vector's length.
+
+    A term that only one of the two has stands against the smallest weight of the other where that has `top_k` terms,
+    whose last ones may change places, and else against none.
+    """
+    weights = [dict(zip(ids.tolist(), found.tolist(), strict=True)) for ids, found in (stored, again)]
+    floors = [min(each.values()) if len(each) >= top_k else 0.0 for each in weights]
+    differences = [
+        abs(weights[0].get(term, floors[0]) - weights[1].get(term, floors[1]))
+        for term in weights[0].keys() | weights[1]
+    ]
+    length = math.sqrt(sum(weight**2 for weight in weights[0].values()))
+    return max(differences, default=0.0) / max(length, 1.0)
+
+
+def _refuse_apart(
+    vectors: Vectors, documents: Sequence[Document], what: str, apart: Iterable[float], allowed: float, model: str
+) -> None:
+    for document, difference in zip(documents, apart, strict=True):
         if not difference <= allowed:  # also catches NaN
-            reason = f"its vector is not the one that {model} gives: {difference:.2g} apart"
+            reason = f"its {what} is not the one that {model} gives: {difference:.2g} apart"
             raise StorageError(vectors.folder, f"document {document.id!r}: {reason}, {allowed:.2g} allowed")
-    return f"{len(positions)} vectors computed again, all the same"
 
 
 def _settings(folder: Path) -> dict[str, Any]:
@@ -149,12 +188,15 @@ def _settings(folder: Path) -> dict[str, Any]:
         raise StorageError(file, f"cannot be read as TOML: {error}") from error
 
 
-def _row(vectors: Vectors, position: int) -> Any:
-    for shard in vectors.shards():
-        if position < len(shard):
-            return shard[position]
-        position -= len(shard)
-    raise AssertionError("positions are taken from the number of documents")
+def _rows(shards: Iterable[Any], positions: Sequence[int]) -> list[Any]:
+    """Returns the rows at rising positions: vectors, or the terms of one document each; the shards are walked once."""
+    found: list[Any] = []
+    start = 0
+    for shard in shards:
+        here = [position - start for position in positions if start <= position < start + len(shard)]
+        found += [shard.part(row, row + 1) if isinstance(shard, Terms) else shard[row] for row in here]
+        start += len(shard)
+    return found
 
 
 def _report(path: Path, kind: str, files: Sequence[Path], vectors: str) -> VerifyReport:

@@ -48,6 +48,7 @@ def make_index(folder: Path, kind: str, model_path: str) -> Path:
         ("flat", "./model", ""),
         ("flat", "./gone", " --model MODEL"),
         ("flat", "", " --model MODEL"),
+        ("sparse", "./gone", " --model MODEL"),
         ("bm25", "", ""),
     ],
 )

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.encoding.helpers import FakeEncoder, run
+from tests.encoding.helpers import SparseEncoder, run_sparse
 
 
 class Countdown:
@@ -45,7 +45,7 @@ def child(corpus: Path, output: Path, event: int) -> int:
     countdown = Countdown(event)
     for name in ("posix_fallocate", "fsync", "replace", "unlink"):
         setattr(os, name, countdown.watch(getattr(os, name)))
-    run(corpus, output, encode=countdown.watch(FakeEncoder()))
+    run_sparse(corpus, output, encode=countdown.watch(SparseEncoder()))
     return countdown.seen
 
 

@@ -11,9 +11,12 @@ import numpy as np
 from llara.data import read_rows
 from llara.encoding.shards import VectorsSummary, write_vectors
 from llara.records import Document
+from llara.terms import Terms
 
 DIM = 8
 IDENTITY: dict[str, Any] = {"model_fingerprint": "f" * 8, "template": "paper"}
+VOCABULARY = 50
+SPARSE: dict[str, Any] = {"top_k": 12, "expansion": False, "fold": False, "vocabulary": VOCABULARY}
 
 
 def corpus_lines(count: int) -> list[bytes]:
@@ -48,6 +51,28 @@ class FakeEncoder:
     def __call__(self, documents: list[Document]) -> np.ndarray[Any, np.dtype[np.float32]]:
         self.calls.append([document.id for document in documents])
         return np.array([vector_of(document) for document in documents], np.float32)
+
+
+def terms_of(document: Document) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Up to 12 terms in the order of `Terms`; some documents have none."""
+    digest = hashlib.sha256(f"terms|{document.title}|{document.text}".encode()).digest()
+    ids = np.unique(np.frombuffer(digest[: digest[0] % 13], np.uint8) % VOCABULARY)
+    weights = np.float32([(digest[number] + 1) / 64 for number in range(len(ids))])
+    order = np.lexsort((ids, -weights))
+    return ids[order], weights[order]
+
+
+class SparseEncoder(FakeEncoder):
+    """Gives sparse vectors along with the others."""
+
+    def __call__(self, documents: list[Document]) -> Any:
+        return super().__call__(documents), Terms.of_rows([terms_of(document) for document in documents])
+
+
+def run_sparse(corpus: Path, output: Path, shard_size: int = 10, **changes: Any) -> VectorsSummary:
+    """Runs the writer as `encode --sparse` does."""
+    sparse = {"encode": SparseEncoder(), "identity": {**IDENTITY, "sparse": SPARSE}}
+    return run(corpus, output, shard_size, **(sparse | changes))
 
 
 def run(corpus: Path, output: Path, shard_size: int = 10, **changes: Any) -> VectorsSummary:

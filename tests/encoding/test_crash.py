@@ -1,4 +1,7 @@
-"""SIGKILL at any moment: the run that goes on leaves the bytes of an undisturbed one and encodes nothing twice."""
+"""SIGKILL at any moment, of a run that makes sparse vectors, too.
+
+The run that goes on leaves the bytes of an undisturbed one and encodes nothing twice.
+"""
 
 import json
 import os
@@ -11,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from llara.encoding.shards import Vectors
-from tests.encoding.helpers import FakeEncoder, corpus_lines, run, tree, write_corpus
+from tests.encoding.helpers import SparseEncoder, corpus_lines, run_sparse, tree, write_corpus
 
 SHARDS, SHARD_SIZE = 4, 10
 MOMENTS = 12
@@ -26,7 +29,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(corpus: Path) -> dict[str, str]:
-    run(corpus, corpus.parent / "undisturbed")
+    run_sparse(corpus, corpus.parent / "undisturbed")
     return tree(corpus.parent / "undisturbed")
 
 
@@ -40,8 +43,8 @@ def crash(corpus: Path, folder: Path, events: list[int]) -> list[dict[str, objec
 
 
 def finish(corpus: Path, output: Path, finished: list[str]) -> None:
-    encoder = FakeEncoder()
-    summary = run(corpus, output, encode=encoder)
+    encoder = SparseEncoder()
+    summary = run_sparse(corpus, output, encode=encoder)
     assert summary.reused_shards == len(finished)
     assert len(encoder.calls) == SHARDS - len(finished)
 

@@ -6,16 +6,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from llara.encoding.manifest import read_sealed, write_sealed
+from llara.encoding.manifest import TERMS, read_sealed, write_sealed
 from llara.encoding.shards import Vectors, verify_vectors
 from llara.errors import StorageError
-from tests.encoding.helpers import corpus_lines, run, write_corpus
+from llara.terms import Terms
+from tests.encoding.helpers import VOCABULARY, corpus_lines, run_sparse, write_corpus
 
 FLIPS = 40  # per file
 FILES = ["config.toml", "manifest.json", "rejected.jsonl"] + [
-    f"shard-00000.{suffix}" for suffix in ("docs", "docs.npy", "ids", "ids.npy", "json", "lookup.npy", "npy")
+    f"shard-00000.{suffix}"
+    for suffix in (
+        *("docs", "docs.npy", "ids", "ids.npy", "json", "lookup.npy", "npy"),
+        *("terms.starts.npy", "terms.ids.npy", "terms.weights.npy"),
+    )
 ]
 
 
@@ -24,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("damage")
     rows = corpus_lines(90)
     rows[3] = b"bad"
-    run(write_corpus(base / "corpus.jsonl", rows), base / "vectors", shard_size=45)
+    run_sparse(write_corpus(base / "corpus.jsonl", rows), base / "vectors", shard_size=45)
     return base / "vectors"
 
 
@@ -32,6 +38,8 @@ def read_all(folder: Path, verify: bool) -> None:
     vectors = Vectors.open(folder, verify=verify)
     for shard in vectors.shards():
         shard.sum()
+    for terms in vectors.terms():
+        Terms.join([terms.part(row, row + 1) for row in range(len(terms))])
     for position, document in enumerate(vectors.documents.iter_documents()):
         vectors.documents.find(document.id)
         assert vectors.documents.get(position) == document
@@ -107,6 +115,22 @@ def test_a_missing_file_is_named(folder: Path, tmp_path: Path, name: str) -> Non
     with pytest.raises(StorageError) as caught:
         Vectors.open(copy)
     assert name in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("part", "number"),
+    [("starts", 2**40), ("starts", -1), ("ids", VOCABULARY), ("ids", -1), ("weights", np.nan), ("weights", 0.0)],
+)
+def test_numbers_that_no_encoder_wrote_are_never_handed_out(folder: Path, part: str, number: float) -> None:
+    name = TERMS[part]
+    size = np.dtype("int64" if part == "starts" else "int32").itemsize
+
+    def change(content: bytes) -> bytes:
+        kind = {"starts": np.int64, "ids": np.int32, "weights": np.float32}[part]
+        return content[: -2 * size] + np.array([number], kind).tobytes() + content[-size:]
+
+    message = damaged(folder / f"shard-00000.{name}", change, verify=False)
+    assert message.startswith(f"{folder / 'shard-00000'}.{name}: is damaged: holds numbers that no encoder wrote")
 
 
 def test_verifying_lists_every_damaged_file(folder: Path, tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def test_a_disk_that_fills_up_at_one_reservation(
 def test_a_shard_that_cannot_be_kept_is_not_encoded(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llara.encoding.shards.free_bytes", lambda folder: 100)
+    monkeypatch.setattr("llara.encoding.numbers.free_bytes", lambda folder: 100)
     encoder = FakeEncoder()
     with pytest.raises(StorageError, match=r"the next shard needs [\d,]+ bytes, 100 are free"):
         run(corpus, tmp_path / "vectors", encode=encoder)

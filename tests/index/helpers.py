@@ -1,6 +1,7 @@
 """Small indexes for tests, made without a vectors folder."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import numpy as np
 from llara.index.base import Manifest, write_ids
 from llara.index.bm25 import Bm25Index, write_bm25
 from llara.index.flat import FlatIndex, write_flat
+from llara.index.sparse import SparseIndex, write_sparse
 from llara.records import Document
+from llara.terms import Terms
 
 
 def manifest(kind: str, count: int, settings: dict[str, Any], files: dict[str, Any]) -> Manifest:
@@ -21,6 +24,25 @@ def make_flat(folder: Path, vectors: np.ndarray[Any, Any], ids: Sequence[str], s
     files, settings = write_flat(folder, shards, *vectors.shape)
     manifest("flat", len(vectors), settings, {**files, **write_ids(folder, ids)}).publish(folder)
     return FlatIndex(folder, Manifest.read(folder))
+
+
+def make_sparse(
+    folder: Path, rows: Sequence[Mapping[int, float]], ids: Sequence[str], vocabulary: int = 60, most: int = 40
+) -> SparseIndex:
+    terms = as_terms(rows)
+    shards = [terms.part(start, min(start + 7, len(rows))) for start in range(0, len(rows), 7)]
+    files, settings = write_sparse(folder, lambda: shards, vocabulary, most)
+    files |= write_ids(folder, ids)
+    identity = {"sparse": {"top_k": 9, "expansion": False, "fold": False, "vocabulary": vocabulary}}
+    made = manifest("sparse", len(rows), settings, files)
+    replace(made, model=identity).publish(folder)
+    return SparseIndex(folder, Manifest.read(folder))
+
+
+def as_terms(rows: Sequence[Mapping[int, float]]) -> Terms:
+    """Sparse vectors in the order of `Terms`, from weights by term."""
+    ordered = [sorted(row.items(), key=lambda each: (-each[1], each[0])) for row in rows]
+    return Terms.of_rows([(np.array([t for t, _ in row]), np.float32([w for _, w in row])) for row in ordered])
 
 
 def make_bm25(

@@ -173,14 +173,30 @@ def test_a_plan_of_encode_says_what_encode_then_leaves(base: Path, corpus: Path,
     assert "one run uses one GPU" in found.fleet.advice[-1]
 
 
+def test_a_plan_of_encode_counts_sparse_vectors(base: Path, shapes: Path, corpus: Path, tmp_path: Path) -> None:
+    values: dict[str, Any] = {"corpus": (corpus,), "output": tmp_path / "vectors", "device": "cpu", "sparse": True}
+    found = plan_encode(PlanEncodeConfig(model=str(base), **values, calibrate=1.0, fleet="1xL4"))
+    encode(EncodeConfig(model=str(base), **values))
+    kept = sum(path.stat().st_size for path in (tmp_path / "vectors").glob("*.terms.*"))
+    assert found.disk["sparse vectors"] == pytest.approx(kept, abs=1000)
+    dense = plan_encode(PlanEncodeConfig(model=str(base), **{**values, "sparse": False}, calibrate=SHORT, fleet="1xL4"))
+    assert "sparse vectors" not in dense.disk
+    assert found.fleet is not None and dense.fleet is not None
+    assert found.fleet.seconds > dense.fleet.seconds
+    unknown = plan_encode(PlanEncodeConfig(model=str(shapes), **values, calibrate=0.0))
+    assert unknown.disk["sparse vectors"] == 40 * 8 * 129
+    assert unknown.notes[-1] == "sparse vectors: at most; fewer terms take less"
+
+
 def test_encoding_is_planned_without_weights(shapes: Path, corpus: Path) -> None:
     found = plan_encode(PlanEncodeConfig(model=str(shapes), corpus=(corpus,), calibrate=0.0))
     assert found.seconds is None and found.amounts["tokens"] > 0
 
 
-@pytest.mark.parametrize("kind", ["flat", "bm25"])
+@pytest.mark.parametrize("kind", ["flat", "sparse", "bm25"])
 def test_a_plan_of_index_says_what_index_then_leaves(kind: Any, base: Path, corpus: Path, tmp_path: Path) -> None:
-    encode(EncodeConfig(model=str(base), corpus=(corpus,), output=tmp_path / "vectors", device="cpu"))
+    given: dict[str, Any] = {"model": str(base), "corpus": (corpus,), "device": "cpu", "sparse": kind == "sparse"}
+    encode(EncodeConfig(**given, output=tmp_path / "vectors"))
     values: dict[str, Any] = {"vectors": tmp_path / "vectors", "output": tmp_path / "index", "type": kind}
     found = plan_index(PlanIndexConfig(**values))
     assert names(tmp_path) == ["corpus.jsonl", "vectors"], "nothing is left behind"
@@ -190,7 +206,7 @@ def test_a_plan_of_index_says_what_index_then_leaves(kind: Any, base: Path, corp
     assert found.disk_after == pytest.approx(result.bytes, abs=known)
     assert found.next_command.endswith(
         f"index --output {tmp_path / 'index'} --vectors {tmp_path / 'vectors'}"
-        + (" --type bm25" if kind == "bm25" else "")
+        + ("" if kind == "flat" else f" --type {kind}")
     )
 
 
@@ -215,6 +231,7 @@ def test_words_are_planned_from_the_corpus_with_their_store(corpus: Path, tmp_pa
         ({"corpus": (Path("c"),)}, "--model: is required with --corpus for --type flat"),
         ({"corpus": (Path("c"),), "vectors": Path("v")}, "--vectors or --corpus: give one of the two"),
         ({"vectors": Path("v"), "model": "m"}, "--model: goes with --corpus"),
+        ({"corpus": (Path("c"),), "type": "sparse"}, "--vectors: is required for --type sparse; llara plan encode --s"),
         ({"vectors": Path("v"), "sample": 0}, "--sample: must be 1 or more, got 0"),
         ({"vectors": Path("v"), "calibrate": -1.0}, "--calibrate: must be 0 or more, got -1.0"),
     ],

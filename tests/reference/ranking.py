@@ -18,6 +18,14 @@ def inner_products(query: np.ndarray[Any, Any], vectors: np.ndarray[Any, Any]) -
     return [float(np.float32(math.fsum(np.float64(row) * np.float64(query)))) for row in vectors]
 
 
+def sparse_products(query: dict[int, float], documents: Sequence[dict[int, float]]) -> list[float]:
+    """Inner products of sparse vectors by term, summed exactly and rounded to float32."""
+    return [
+        float(np.float32(math.fsum(weight * document.get(term, 0.0) for term, weight in query.items())))
+        for document in documents
+    ]
+
+
 def bm25(query: str, texts: Sequence[str], k1: float, b: float) -> list[float]:
     """BM25 as Lucene computes it, over lower-cased words of two letters or more; nothing is stemmed or left out."""
     documents = [re.findall(r"\b\w\w+\b", text.lower()) for text in texts]

@@ -118,7 +118,15 @@ def _after_search(config: SearchConfig) -> list[Any]:
     if config.queries is not None:
         return ["evaluate", "--run", config.output, "--qrels", "FILE"]
     model = ["--model", config.model] if config.model else []
-    return ["search", *model, "--index", config.index, "--queries", "FILE", "--output", "RUN"]
+    return ["search", *model, "--index", config.index, *_hybrid(config), "--queries", "FILE", "--output", "RUN"]
+
+
+def _hybrid(config: SearchConfig) -> list[Any]:
+    """Returns the flags of a search of several indexes that are not at their defaults."""
+    if not config.hybrid:
+        return []
+    weights = ["--weights", *config.weights] if config.weights else []
+    return ["--hybrid", *config.hybrid, *([] if config.method == "rrf" else ["--method", config.method]), *weights]
 
 
 def _model_flag(index: Path) -> list[str]:
@@ -129,7 +137,7 @@ def _model_flag(index: Path) -> list[str]:
     from llara.index.base import Manifest
 
     manifest = Manifest.read(index)
-    if manifest.type != "flat":
+    if manifest.type == "bm25":
         return []
     model = find_model(manifest.model_path, index)
     if is_local(model):

@@ -1,6 +1,7 @@
 """The configurations of what a trained model is used for: vectors, index, run, measures."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -24,6 +25,15 @@ class EncodeConfig(ModelConfig):
     """Tokens of a passage, prompt included; default: what the model folder says."""
     vector_dtype: Literal["float32", "float16"] = "float32"
     """Type of the vectors on disk."""
+    sparse: bool = False
+    """Also store sparse vectors, read off the same forward pass: the tokens that the LM head finds likeliest at the
+    slots of a passage."""
+    sparse_top_k: int = 128
+    """Terms of a passage at most: those of the largest weights."""
+    expansion: bool = False
+    """A term may be one that does not stand in the passage."""
+    fold: bool = False
+    """The forms of a word with a capital, or with a blank before it, are one term."""
 
     def problems(self) -> list[str]:
         """See `JobConfig.problems`."""
@@ -31,8 +41,13 @@ class EncodeConfig(ModelConfig):
             *super().problems(),
             *([] if self.model else ["--model: is required (a folder, a hub id, or mini)"]),
             *([] if self.corpus else ["--corpus: is required"]),
-            *self._at_least(1, "token_budget", "shard_size", "passage_length"),
+            *self._at_least(1, "token_budget", "shard_size", "passage_length", "sparse_top_k"),
+            *self._sparse_problems(),
         ]
+
+    def _sparse_problems(self) -> list[str]:
+        given = [name for name in ("expansion", "fold") if getattr(self, name)]
+        return [] if self.sparse else [f"--{name}: goes with --sparse" for name in given]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +60,9 @@ class IndexConfig(JobConfig):
     """Vectors folder to build from."""
     corpus: tuple[Path, ...] = ()
     """Corpus to build from, for bm25 without a vectors folder."""
-    type: Literal["flat", "bm25"] = "flat"
-    """flat: exact inner product over vectors; bm25: words, no model."""
+    type: Literal["flat", "sparse", "bm25"] = "flat"
+    """flat: exact inner product over vectors; sparse: the same over sparse vectors (encode --sparse); bm25: words, no
+    model."""
     k1: float = 0.9
     """BM25: how fast repeated words saturate."""
     b: float = 0.4
@@ -61,10 +77,10 @@ class IndexConfig(JobConfig):
 
     def _source_problems(self) -> list[str]:
         problems = []
-        if self.type == "flat" and self.vectors is None:
-            problems.append("--vectors: is required for --type flat")
-        if self.type == "flat" and self.corpus:
-            problems.append("--corpus: goes with --type bm25; a flat index is built from --vectors")
+        if self.type != "bm25" and self.vectors is None:
+            problems.append(f"--vectors: is required for --type {self.type}")
+        if self.type != "bm25" and self.corpus:
+            problems.append(f"--corpus: goes with --type bm25; a {self.type} index is built from --vectors")
         if self.type == "bm25" and (self.vectors is None) == (not self.corpus):
             problems.append("--vectors or --corpus: --type bm25 needs exactly one of the two")
         return problems
@@ -72,12 +88,14 @@ class IndexConfig(JobConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig(ModelConfig):
-    """Search an index, with a file of queries or with one query."""
+    """Search an index, or several at once, with a file of queries or with one query."""
 
     query: str | None = None
     """One query as text; its hits are printed."""
     index: Path
     """The index folder."""
+    hybrid: tuple[Path, ...] = ()
+    """Indexes of other types over the same documents, searched as well; their hits are fused with those of --index."""
     queries: Path | None = None
     """Queries: JSON lines, tsv, or a collection."""
     split: str | None = None
@@ -86,16 +104,37 @@ class SearchConfig(ModelConfig):
     """The run, in TREC format."""
     top_k: int | None = None
     """Hits per query; default: 10 for one query, 1000 for a run."""
+    expansion: Literal["auto", "yes", "no"] = "auto"
+    """Sparse: a term may be one that does not stand in the query; auto: as it was for the passages."""
+    method: Literal["rrf", "relative"] = "rrf"
+    """Hybrid, rrf: the sum of 1 / (k + rank); relative: the sum of the scores, put between 0 and 1 per query and
+    index."""
+    weights: tuple[float, ...] = ()
+    """Hybrid: one factor per index, that of --index first; default: 1 each."""
+    k: float = 60.0
+    """Hybrid, rrf: the larger, the less the first ranks stand out."""
+    depth: int = 1000
+    """Hybrid: hits per index that are fused."""
     token_budget: int | None = None
     """Tokens per forward pass, padding included; default: 1024 on a CPU, whose caches it fits, 16384 on a GPU."""
 
     def problems(self) -> list[str]:
         """See `JobConfig.problems`."""
-        problems = [*super().problems(), *self._at_least(1, "top_k", "token_budget")]
+        problems = [*super().problems(), *self._at_least(1, "top_k", "token_budget", "depth"), *self._at_least(0, "k")]
+        problems += self._hybrid_problems()
         if (self.query is None) == (self.queries is None):
             problems.append("--query or --queries: give exactly one of the two")
         if self.queries is not None and self.output is None:
             problems.append("--output: is required with --queries")
+        return problems
+
+    def _hybrid_problems(self) -> list[str]:
+        if not self.hybrid:
+            return ["--weights: goes with --hybrid"] if self.weights else []
+        indexes = [each.resolve() for each in (self.index, *self.hybrid)]
+        problems = weight_problems(self.weights, len(indexes), "indexes")
+        if len(set(indexes)) < len(indexes):
+            problems.append("--hybrid: the same index is given twice")
         return problems
 
 
@@ -104,7 +143,7 @@ class MineConfig(ModelConfig):
     """Mine hard negatives: documents that rank high for a query and are not relevant to it."""
 
     index: Path | None = None
-    """Index folder to search; flat needs the model, bm25 does not."""
+    """Index folder to search; flat and sparse need the model, bm25 does not."""
     run: Path | None = None
     """A run instead of an index."""
     queries: Path
@@ -207,7 +246,7 @@ class FuseConfig(JobConfig):
     """rrf: the sum of 1 / (k + rank); relative: the sum of the scores, put between 0 and 1 per query and run."""
     weights: tuple[float, ...] = ()
     """One factor per run, in their order; default: 1 each."""
-    k: float = 60
+    k: float = 60.0
     """Of rrf: the larger, the less the first ranks stand out."""
     top_k: int = 1000
     """Hits per query at most."""
@@ -217,11 +256,17 @@ class FuseConfig(JobConfig):
         problems = [*super().problems(), *self._at_least(0, "k"), *self._at_least(1, "top_k")]
         if len(self.run) < 2:
             problems.append(f"--run: fusion takes two runs or more, got {len(self.run)}")
-        if self.weights and len(self.weights) != len(self.run):
-            problems.append(f"--weights: {len(self.weights)} for {len(self.run)} runs; give one per run")
-        if self.weights and not (min(self.weights) >= 0 and 0 < sum(self.weights) < math.inf):
-            problems.append("--weights: must be 0 or more, one of them above 0")
-        return problems
+        return [*problems, *weight_problems(self.weights, len(self.run), "runs")]
+
+
+def weight_problems(weights: Sequence[float], count: int, of: str) -> list[str]:
+    """Returns what is wrong with the weights of a fusion, one for each of `count` runs or indexes, or none at all."""
+    problems = []
+    if weights and len(weights) != count:
+        problems.append(f"--weights: {len(weights)} for {count} {of}; give one for each")
+    if weights and not (min(weights) >= 0 and 0 < sum(weights) < math.inf):
+        problems.append("--weights: must be 0 or more, one of them above 0")
+    return problems
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ can end in SIGBUS.
 """
 
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,18 @@ def write_array(path: Path, array: Array) -> FileRecord:
     array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
     chunks = (npy_header(array.dtype, array.shape), array.reshape(-1).view(np.uint8).data)
     return write_atomic(path, chunks, size=npy_bytes(array.dtype, array.shape))
+
+
+def write_chunks(path: Path, dtype: str, count: int, chunks: Iterable[Array]) -> FileRecord:
+    """Publishes an array of `count` numbers that comes in parts, never whole in memory; returns the file's record."""
+    kind = np.dtype(dtype).newbyteorder("<")
+
+    def parts() -> Iterator[bytes | memoryview]:
+        yield npy_header(kind, (count,))
+        for chunk in chunks:
+            yield np.ascontiguousarray(chunk, kind).view(np.uint8).data
+
+    return write_atomic(path, parts(), npy_bytes(kind, (count,)))
 
 
 def open_array(path: Path, dtype: str, shape: tuple[int, ...]) -> Array:

@@ -3,6 +3,7 @@
     manifest.json          identity, later the shards; published first (state "encoding") and last ("complete")
     shard-00000.json       rows, counts, rejected rows, size and SHA-256 of the shard's files; published after them
     shard-00000.npy        vectors [documents, dim]; absent where only documents are stored
+    shard-00000.terms...   sparse vectors, where they were asked for; see `llara.encoding.numbers`
     shard-00000.ids ...    the document store, see `llara.encoding.documents`
     rejected.jsonl         every input row that is in no shard, with file, line and reason
 
@@ -17,14 +18,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llara.encoding.arrays import Array, open_array
+import numpy as np
+
+from llara.encoding.arrays import Array, npy_bytes, open_array
 from llara.errors import StorageError
 from llara.files import FileRecord, check_file, confined, json_bytes, parse_json, read_bytes, write_atomic
+from llara.terms import Terms
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 REJECTED = "rejected.jsonl"
 VECTORS = "npy"
+TERMS = {"starts": "terms.starts.npy", "ids": "terms.ids.npy", "weights": "terms.weights.npy"}
+SPARSE = "sparse"  # names the settings of sparse vectors in an identity; folders without them lack it
 MINI = "mini"  # names the model inside the package
 RESUME = {"vectors": "llara encode", "documents": "llara index"}
 
@@ -146,6 +152,8 @@ def check_folder(folder: Path, manifest: Mapping[str, Any], *, full: bool) -> It
         if VECTORS in shard.files and not damage:
             try:
                 open_vectors(folder, manifest, entry)
+                if SPARSE in manifest["identity"]:
+                    open_terms(folder, shard)
             except StorageError as error:
                 yield error
 
@@ -155,6 +163,19 @@ def open_vectors(folder: Path, manifest: Mapping[str, Any], entry: Mapping[str, 
     identity = manifest["identity"]
     path = confined(folder, f"{entry['name']}.{VECTORS}")
     return open_array(path, identity["vector_dtype"], (entry["documents"], identity["dim"]))
+
+
+def open_terms(folder: Path, shard: Shard) -> Terms:
+    """Returns the sparse vectors of a shard, memory-mapped and read-only; what is in them is not looked at."""
+    lacking = [suffix for suffix in TERMS.values() if suffix not in shard.files]
+    if lacking:
+        raise StorageError(shard.path(folder, "json"), f"is damaged: lists no {shard.name}.{lacking[0]}")
+    header = npy_bytes(np.dtype("<i4"), (0,))
+    count = (shard.files[TERMS["ids"]].bytes - header) // 4
+    shapes = {"starts": ("int64", shard.documents + 1), "ids": ("int32", count), "weights": ("float32", count)}
+    return Terms(
+        **{part: open_array(shard.path(folder, TERMS[part]), dtype, (size,)) for part, (dtype, size) in shapes.items()}
+    )
 
 
 def relative_path(target: Path, folder: Path) -> str:

@@ -8,26 +8,26 @@ shard's rows, and makes only what is missing; rows behind the last shard become 
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-import numpy as np
-
 from llara.data import Row
 from llara.data.seen import FirstSeen, place_of
-from llara.encoding.arrays import Array, npy_bytes, write_array
+from llara.encoding.arrays import Array
 from llara.encoding.documents import DocumentStore, read_ids, write_document_files
 from llara.encoding.intake import digest_rows, sift_rows
 from llara.encoding.manifest import (
     FORMAT,
     MANIFEST,
     REJECTED,
-    VECTORS,
+    SPARSE,
     Shard,
     check_folder,
     check_shard,
+    open_sidecar,
+    open_terms,
     open_vectors,
     read_manifest,
     read_sealed,
@@ -36,13 +36,13 @@ from llara.encoding.manifest import (
     write_sealed,
     write_sidecar,
 )
-from llara.errors import DataError, ModelError, StorageError
+from llara.encoding.numbers import Encode, Numbers, check_terms
+from llara.errors import DataError, StorageError
 from llara.files import (
     FileRecord,
     FolderLock,
     disk_errors,
     foreign_folder,
-    free_bytes,
     is_unclaimed,
     json_bytes,
     refuse_differences,
@@ -50,10 +50,9 @@ from llara.files import (
     write_atomic,
 )
 from llara.progress import Progress
-from llara.records import Document
+from llara.terms import Terms
 
 WORK = ".work"  # scratch of a running job; removed at its end
-Encode = Callable[[list[Document]], Array]
 
 
 class VectorsSummary(NamedTuple):
@@ -73,9 +72,7 @@ class _Job:
     kind: str
     identity: dict[str, Any]
     shard_size: int
-    encode: Encode | None = None
-    dim: int = 0
-    vector_dtype: str = ""
+    numbers: Numbers | None = None
     progress: Progress | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
     extras: Mapping[str, bytes] = field(default_factory=dict)
@@ -106,8 +103,10 @@ def write_vectors(
     Args:
         output: The folder; it is created, or completed where the same configuration made it.
         rows: All input rows of the corpus, from the first, also those of finished shards.
-        encode: Called once per new shard with its accepted documents (one or more); returns float [documents, dim].
-        identity: JSON values that decide the vectors; dim, vector_dtype and shard_size are added.
+        encode: Called once per new shard with its accepted documents (one or more); returns float [documents, dim], and
+            where `identity` has settings of sparse vectors a pair of that and the documents' terms.
+        identity: JSON values that decide the vectors; dim, vector_dtype and shard_size are added. Under `sparse` those
+            of sparse vectors, `vocabulary` among them, where such are wanted.
         dim: Size of a vector.
         vector_dtype: float32 or float16, the type on disk.
         shard_size: Input rows per shard, bad rows included.
@@ -128,9 +127,7 @@ def write_vectors(
         kind="vectors",
         identity=decides,
         shard_size=shard_size,
-        encode=encode,
-        dim=dim,
-        vector_dtype=vector_dtype,
+        numbers=Numbers(encode, dim, vector_dtype, identity.get(SPARSE, {}).get("vocabulary")),
         progress=progress,
         about=about or {},
         extras=extras or {},
@@ -252,34 +249,14 @@ class _Writer:
         documents, rejected = sift_rows(batch, start, seen)
         if self.job.progress:
             # Where documents are encoded, `encode` counts them as it goes.
-            self.job.progress.advance(len(rejected) if self.job.encode else len(batch))
+            self.job.progress.advance(len(rejected) if self.job.numbers else len(batch))
         files: dict[str, FileRecord] = {}
-        if self.job.encode:
-            vectors = self._encode(documents, self.job.encode)
-            files[VECTORS] = write_array(self.folder / f"{name}.{VECTORS}", vectors)
+        if self.job.numbers:
+            files |= self.job.numbers.write(self.folder, name, documents)
         files |= write_document_files(self.folder, name, documents)
         shard = Shard(name, start, start + len(batch), len(documents), digest_rows(batch), rejected, files)
         self.made += 1
         return shard, write_sidecar(self.folder, shard)
-
-    def _encode(self, documents: list[Document], encode: Encode) -> Array:
-        shape, kind = (len(documents), self.job.dim), np.dtype(self.job.vector_dtype).newbyteorder("<")
-        needs, free = npy_bytes(kind, shape), free_bytes(self.folder)
-        if 0 < free < needs:  # the write reserves its space too; this spares encoding a shard that cannot be kept
-            advice = "make room or choose another --output; the same command then goes on where it stopped"
-            raise StorageError(self.folder, f"the next shard needs {needs:,} bytes, {free:,} are free: {advice}")
-        if not documents:
-            return np.zeros(shape, kind)
-        with np.errstate(over="ignore", invalid="ignore"):
-            vectors = np.asarray(encode(documents)).astype(kind, copy=False)
-        assert vectors.shape == shape, f"encode returned {vectors.shape} for {shape}"
-        broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist()
-        if broken:
-            named = ", ".join(documents[row].id for row in broken[:5]) + (", ..." if len(broken) > 5 else "")
-            advice = "try --dtype float32" if kind.itemsize > 2 else "try --vector-dtype float32"
-            what = f"{len(broken)} vectors hold NaN or infinity, of the documents {named}"
-            raise ModelError(f"{self.folder}: {what}; nothing of this shard was kept ({advice})")
-        return vectors
 
     def _refuse_shrunk(self, number: int, rows: int) -> None:
         behind = sorted(path.name for path in self.folder.glob("shard-*.json") if path.stem >= shard_name(number))
@@ -385,6 +362,28 @@ class Vectors:
         """Yields the vectors of each shard in order, [documents, dim], memory-mapped and read-only."""
         for entry in self.manifest["shards"]:
             yield open_vectors(self.folder, self.manifest, entry)
+
+    def sparse_settings(self) -> dict[str, Any]:
+        """Returns the settings of the sparse vectors; StorageError where the folder holds none."""
+        if SPARSE not in self.identity:
+            advice = "encode the corpus with --sparse into another folder"
+            raise StorageError(self.folder, f"holds no sparse vectors; {advice}")
+        return dict(self.identity[SPARSE])
+
+    def terms(self) -> Iterator[Terms]:
+        """Yields the sparse vectors of each shard in order, memory-mapped; StorageError where the folder holds none."""
+        vocabulary = self.sparse_settings()["vocabulary"]
+        for entry in self.manifest["shards"]:
+            shard = open_sidecar(self.folder, entry)
+            terms = open_terms(self.folder, shard)
+            check_terms(self.folder, shard, terms, vocabulary)
+            yield terms
+
+    def count_terms(self) -> int:
+        """Returns how many terms all documents have together; StorageError where the folder holds no sparse vectors."""
+        self.sparse_settings()
+        shards = (open_sidecar(self.folder, entry) for entry in self.manifest["shards"])
+        return sum(len(open_terms(self.folder, shard).ids) for shard in shards)
 
     def ids(self, position: int) -> str:
         """Returns the id of the document at a position; `documents.ids` gives many at once."""

@@ -1,1 +1,1 @@
-"""Searchable structures: what an index folder holds (base), the kinds of index (flat, bm25), and building (build)."""
+"""Searchable structures: what an index folder holds (base), its kinds (flat, sparse, bm25), and building (build)."""

@@ -41,7 +41,7 @@ class TopK(NamedTuple):
 
 
 class Index(Protocol[Queries]):
-    """A searchable index. `Queries` is what it searches with: float32 [queries, dim], or a list of texts."""
+    """A searchable index. `Queries` is what it searches with: float32 [queries, dim], `Terms`, or a list of texts."""
 
     manifest: "Manifest"
     ids: "Ids"
@@ -62,7 +62,7 @@ class Manifest:
     """What an index folder says about itself."""
 
     type: str
-    """flat or bm25."""
+    """flat, sparse or bm25."""
     count: int
     """Documents in the index."""
     settings: Mapping[str, Any]

@@ -1,7 +1,7 @@
 """The job `index`: vectors, or words, become an index folder. Also opens one, whatever its type."""
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,8 +26,11 @@ from llara.files import IDENTITY, FileRecord, FolderLock, claim_output, remove_l
 from llara.index.base import DOCUMENTS, MANIFEST, Manifest, write_ids
 from llara.index.bm25 import Bm25Index, check_language, write_bm25
 from llara.index.flat import FlatIndex, write_flat
+from llara.index.sparse import PASSES, SparseIndex, write_sparse
+from llara.terms import Terms
 
 CONFIG = "config.toml"
+AnyIndex = FlatIndex | SparseIndex | Bm25Index
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,8 @@ def build_index(config: IndexConfig) -> IndexResult:
         check_language(config.language)
     # What can be found wrong with the input must be found before the output folder is claimed.
     vectors = Vectors.open(config.vectors, config.verify) if config.vectors else None
+    if vectors is not None and config.type == "sparse":
+        vectors.sparse_settings()
     next(read_rows(config.corpus) if config.corpus else iter(()), None)
     with FolderLock(config.output):
         identity: dict[str, Any] = {"type": config.type}
@@ -79,7 +84,7 @@ def build_index(config: IndexConfig) -> IndexResult:
         return _build(config, source)
 
 
-def open_index(folder: Path, *, verify: bool = False) -> FlatIndex | Bm25Index:
+def open_index(folder: Path, *, verify: bool = False) -> AnyIndex:
     """Opens an index folder, memory-mapped, after checking the sizes of its files; with `verify` their SHA-256 too.
 
     StorageError for a folder that is missing, damaged, or no index.
@@ -87,6 +92,8 @@ def open_index(folder: Path, *, verify: bool = False) -> FlatIndex | Bm25Index:
     manifest = Manifest.read(folder, verify=verify)
     if manifest.type == "flat":
         return FlatIndex(folder, manifest)
+    if manifest.type == "sparse":
+        return SparseIndex(folder, manifest)
     if manifest.type == "bm25":
         return Bm25Index(folder, manifest)
     raise StorageError(folder, f"is an index of type {manifest.type!r}, which this version does not know")
@@ -95,12 +102,12 @@ def open_index(folder: Path, *, verify: bool = False) -> FlatIndex | Bm25Index:
 def _open_source(config: IndexConfig, vectors: Vectors | None, finished: bool) -> _Source:
     if vectors is not None:
         # Words depend on the corpus alone, so that BM25 stays what it is when another model encodes the same corpus.
-        fingerprint = vectors.fingerprint if config.type == "flat" else str(vectors.manifest["corpus"])
+        words = config.type == "bm25"
         source = _Source(
             vectors.folder,
             vectors.documents,
-            vectors if config.type == "flat" else None,
-            fingerprint,
+            None if words else vectors,
+            str(vectors.manifest["corpus"]) if words else vectors.fingerprint,
             vectors.manifest["rejected"],
         )
     else:
@@ -162,12 +169,7 @@ def _reuse(config: IndexConfig, source: _Source) -> IndexResult:
 def _build(config: IndexConfig, source: _Source) -> IndexResult:
     output, count = config.output, len(source.store)
     files = write_ids(output, _ids(source.store))
-    with progress.Progress("index", count, "documents") as shown:
-        if source.vectors is not None:
-            made, settings = write_flat(output, _shards(source.vectors, shown), count, source.vectors.dim)
-        else:
-            documents = (_counted(each, shown) for each in source.store.iter_documents())
-            made, settings = write_bm25(output, documents, config.k1, config.b, config.language)
+    made, settings = _write(config, source)
     files |= made
     files[CONFIG] = write_atomic(output / CONFIG, to_toml(config).encode())
     files[IDENTITY] = FileRecord((output / IDENTITY).stat().st_size, sha256_file(output / IDENTITY))
@@ -184,6 +186,30 @@ def _build(config: IndexConfig, source: _Source) -> IndexResult:
     manifest.publish(output)
     open_index(output)  # what cannot be opened must fail here, not at the first search
     return _result(config, manifest, source, reused=False)
+
+
+def _write(config: IndexConfig, source: _Source) -> tuple[dict[str, FileRecord], dict[str, Any]]:
+    """Writes the files of the type; returns their records and the settings."""
+    vectors, count = source.vectors, len(source.store)
+    if vectors is not None and config.type == "sparse":
+        return write_sparse(config.output, _Passes(vectors), vectors.sparse_settings()["vocabulary"])
+    with progress.Progress("index", count, "documents") as shown:
+        if vectors is not None:
+            return write_flat(config.output, _shards(vectors.shards(), shown), count, vectors.dim)
+        documents = (_counted(each, shown) for each in source.store.iter_documents())
+        return write_bm25(config.output, documents, config.k1, config.b, config.language)
+
+
+class _Passes:
+    """Gives the sparse vectors of a folder, shard by shard, as often as they are asked for."""
+
+    def __init__(self, vectors: Vectors) -> None:
+        self.vectors, self.number = vectors, 0
+
+    def __call__(self) -> Iterator[Terms]:
+        self.number += 1
+        with progress.Progress(f"index, pass {self.number} of {PASSES}", len(self.vectors), "documents") as shown:
+            yield from _shards(self.vectors.terms(), shown)
 
 
 def _model_path(source: _Source, output: Path) -> str:
@@ -203,8 +229,8 @@ def _ids(store: DocumentStore, step: int = 10_000) -> Iterator[str]:
         yield from store.ids(start, start + step)
 
 
-def _shards(vectors: Vectors, shown: progress.Progress) -> Iterator[Any]:
-    for shard in vectors.shards():
+def _shards(shards: Iterable[Any], shown: progress.Progress) -> Iterator[Any]:
+    for shard in shards:
         yield shard
         shown.advance(len(shard))
 

@@ -85,6 +85,8 @@ class PlanIndexConfig(PlanConfig, IndexConfig):
     def _source_problems(self) -> list[str]:
         if self.vectors is None and not self.corpus:
             return ["--vectors or --corpus: give what the index will be built from"]
+        if self.type == "sparse" and self.vectors is None:
+            return ["--vectors: is required for --type sparse; llara plan encode --sparse says what the vectors take"]
         if self.type == "flat" and self.vectors is None and not self.model:
             return ["--model: is required with --corpus for --type flat (a folder, a hub id, or mini)"]
         if self.vectors is not None and self.corpus:

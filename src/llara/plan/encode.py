@@ -11,6 +11,7 @@ import numpy as np
 from llara.batching import budget_batches
 from llara.config import EncodeConfig
 from llara.encoding.arrays import npy_bytes
+from llara.encoding.encode import encoder
 from llara.hardware import parse_fleet
 from llara.loading import load_model, pick_device, pick_dtype
 from llara.model import TOKEN_BUDGET, EmbeddingModel
@@ -73,11 +74,15 @@ class _Work(NamedTuple):
 
 
 class _Speed(NamedTuple):
-    """What encoding takes: seconds per padded token, over so many passages, and the most memory held meanwhile."""
+    """What encoding takes: seconds per padded token, over so many passages, and the most memory held meanwhile.
+
+    `terms` are those of a passage in its sparse vector, on average; 0 where none are asked for.
+    """
 
     per_cell: float
     passages: int
     memory: int
+    terms: float
 
 
 def estimate(config: PlanEncodeConfig, started: float) -> Estimate:
@@ -112,6 +117,8 @@ def estimate(config: PlanEncodeConfig, started: float) -> Estimate:
         "documents and ids": round(stored.bytes_per_row * found.rows),
         "table of ids": TABLE_BYTES * work.rows,
     }
+    if config.sparse:
+        disk["sparse vectors"] = round((8 + 8 * (speed.terms if speed else config.sparse_top_k)) * work.rows)
     return Estimate(
         job="encode",
         corpus=", ".join(map(str, config.corpus)),
@@ -124,7 +131,7 @@ def estimate(config: PlanEncodeConfig, started: float) -> Estimate:
         disk_after=sum(disk.values()) - disk["table of ids"],
         disk_free=free_disk(config.output),
         fleet=_fleet(config, outline, work) if config.fleet else None,
-        notes=_notes(work, speed, reason),
+        notes=_notes(work, speed, reason, config.sparse),
         next_command=command_line("encode", EncodeConfig, config),
     )
 
@@ -160,17 +167,15 @@ def _lengths(model: EmbeddingModel, texts: Sequence[Document], length: int) -> l
 
 def _encode_a_little(config: PlanEncodeConfig, model: EmbeddingModel, work: _Work, length: int) -> _Speed:
     """Encodes a few passages, then as many as there is time for; a random part of the sample, in one call."""
-    retriever = Retriever(model)
+    encoded = encoder(Retriever(model), config, length)
+    terms = 0.0
 
     def encode(numbers: Sequence[int]) -> float:
-        picked = [work.documents[number] for number in numbers]
+        nonlocal terms
         began = time.perf_counter()
-        retriever.encode_passages(
-            [document.text for document in picked],
-            titles=[document.title for document in picked],
-            token_budget=config.token_budget,
-            max_length=length,
-        )
+        found = encoded([work.documents[number] for number in numbers])
+        if isinstance(found, tuple):
+            terms = len(found[1].ids) / len(numbers)
         return time.perf_counter() - began
 
     order = random.Random(SEED).sample(range(len(work.documents)), len(work.documents))
@@ -182,7 +187,7 @@ def _encode_a_little(config: PlanEncodeConfig, model: EmbeddingModel, work: _Wor
         some = order[:count]
         taken = encode(some)
     cells = padded([work.lengths[number] for number in some], work.budget)
-    return _Speed(taken / cells, len(some), peak_memory(model.device))
+    return _Speed(taken / cells, len(some), peak_memory(model.device), terms)
 
 
 def _seconds(work: _Work, stored: Stored, speed: _Speed, started: float) -> dict[str, float]:
@@ -207,17 +212,18 @@ def _fleet(config: PlanEncodeConfig, outline: EmbeddingModel, work: _Work) -> Fl
     assert config.fleet is not None
     fleet, budget = parse_fleet(config.fleet), config.token_budget or GPU_BUDGET
     per_passage = padded(work.lengths, budget) / len(work.lengths)
-    load = Load(cells=per_passage * work.rows / fleet.number, cells_per_pass=budget, width=round(per_passage), slots=0)
+    slots = len(outline.contract.template.passage.slots) if config.sparse else 0
+    load = Load(per_passage * work.rows / fleet.number, cells_per_pass=budget, width=round(per_passage), slots=slots)
     return estimate_encoding(config, outline, fleet, load)
 
 
-def _notes(work: _Work, speed: _Speed | None, reason: str) -> tuple[str, ...]:
+def _notes(work: _Work, speed: _Speed | None, reason: str, sparse: bool) -> tuple[str, ...]:
     sampled = len(work.found.sample)
     notes = [work.found.counting("tokens"), *work.found.remarks]
     if len(work.documents) < sampled:
         notes.append(f"{sampled - len(work.documents):,} of {sampled:,} rows are bad and would be left out")
     if speed is None:
-        return (*notes, reason)
+        return (*notes, reason, *(["sparse vectors: at most; fewer terms take less"] if sparse else []))
     return (
         *notes,
         f"time: {speed.passages:,} passages of the sample were encoded, and the whole sample stored",

@@ -43,7 +43,7 @@ class Load:
     cells_per_pass: int
     width: int
     slots: int
-    """Positions per row that the LM head is applied to; none in encoding."""
+    """Positions per row that the LM head is applied to; none in encoding without sparse vectors."""
 
 
 def run_on_meta(model: EmbeddingModel, width: int, slots: int, dtype: torch.dtype, *, train: bool) -> Pass:

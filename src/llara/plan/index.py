@@ -13,6 +13,7 @@ from llara.encoding.shards import Vectors
 from llara.index.base import write_ids
 from llara.index.bm25 import WORDS, check_language, write_bm25
 from llara.index.flat import write_flat
+from llara.index.sparse import POSTINGS, cut, write_sparse
 from llara.invocation import shell_line
 from llara.plan.config import PlanIndexConfig, command_line
 from llara.plan.corpus import SEED, Sampled, draw_sample, good_documents, store, survey
@@ -29,6 +30,7 @@ from llara.plan.measure import (
 from llara.plan.report import NOTHING, Estimate
 from llara.progress import hushed
 from llara.records import Document
+from llara.terms import Terms
 
 SHARD = 10_000  # vectors written at once; what `encode` makes where nothing else is said
 IDS = 200_000  # are written to see how long all take
@@ -68,10 +70,15 @@ def estimate(config: PlanIndexConfig, started: float) -> Estimate:
     began = time.perf_counter()
     _import_libraries(config)
     vectors = Vectors.open(config.vectors, config.verify) if config.vectors else None
+    if vectors is not None and config.type == "sparse":
+        vectors.sparse_settings()
     opening, base = started + OPENING + time.perf_counter() - began, held_memory()
     given = _of_vectors(config, vectors) if vectors else _of_corpus(config)
     with scratch(config.output) as folder:
-        found = _flat(folder, given) if config.type == "flat" else _bm25(config, folder, given)
+        if vectors is not None and config.type == "sparse":
+            found = _sparse(folder, given, vectors)
+        else:
+            found = _flat(folder, given) if config.type == "flat" else _bm25(config, folder, given)
     run = bool(config.calibrate)
     follows = config.vectors is not None or config.type == "bm25"
     return Estimate(
@@ -97,6 +104,8 @@ def _import_libraries(config: PlanIndexConfig) -> None:
     """Imports what the index is made with, so that it counts as the start of the job and not as part of its work."""
     if config.type == "flat":
         import faiss  # noqa: F401
+    elif config.type == "sparse":
+        import scipy.sparse  # noqa: F401
     else:
         import bm25s  # noqa: F401
 
@@ -136,6 +145,24 @@ def _flat(folder: Path, given: _Input) -> _Found:
     ids, names = _ids(folder, given)
     disk = {"vectors": 4 * given.dim * given.total, "ids": names}
     return _Found({"write": writing, "ids": ids}, disk, max(peak_memory() - base, 0))
+
+
+def _sparse(folder: Path, given: _Input, vectors: Vectors) -> _Found:
+    """Inverts the first shard that has terms, or as much of it as a segment holds."""
+    base = held_memory()
+    forget_peak()
+    vocabulary, postings = vectors.sparse_settings()["vocabulary"], vectors.count_terms()
+    some = next((terms for terms in vectors.terms() if len(terms.ids)), Terms.of_rows([]))
+    some = next(iter(cut([some], POSTINGS)), [some])[0]
+    began = time.perf_counter()
+    write_sparse(folder, lambda: [some], vocabulary)
+    scale = postings / len(some.ids)
+    writing = (time.perf_counter() - began) * scale
+    segments = math.ceil(postings / POSTINGS)
+    ids, names = _ids(folder, given)
+    disk = {"postings": 8 * postings, "starts": 8 * (vocabulary + 1) * segments, "ids": names}
+    memory = max(peak_memory() - base, 0) * min(scale, POSTINGS / len(some.ids))
+    return _Found({"write": writing, "ids": ids}, disk, round(memory))
 
 
 def _ids(folder: Path, given: _Input) -> tuple[float, int]:
@@ -178,6 +205,8 @@ def _notes(config: PlanIndexConfig, given: _Input) -> tuple[str, ...]:
         notes.append("time: one shard of random vectors was written here; reading the vectors back is not in it")
         if config.vectors is None:
             notes.append("the vectors are not made yet: llara plan encode says what they take")
+    elif config.type == "sparse":
+        notes.append("time: the first shard was indexed here, and counts for the others in proportion")
     else:
         notes.append(f"time and memory: {len(given.documents):,} documents were indexed, and the line extended")
     return tuple(notes)

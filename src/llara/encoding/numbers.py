@@ -1,0 +1,108 @@
+"""The numbers of a shard: what an encoder returned is checked, and written beside the documents it belongs to.
+
+    .npy                  vectors [documents, dim], float32 or float16
+    .terms.starts.npy     int64 [documents + 1]: where each document's terms start
+    .terms.ids.npy        int32 [terms]: token ids
+    .terms.weights.npy    float32 [terms], above 0
+
+The three with `terms` are the sparse vectors, and there only where the corpus was encoded with them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from llara.encoding.arrays import Array, npy_bytes, write_array
+from llara.encoding.manifest import TERMS, VECTORS, Shard
+from llara.errors import ModelError, StorageError
+from llara.files import FileRecord, free_bytes
+from llara.records import Document
+from llara.terms import Terms
+
+Encode = Callable[[list[Document]], Array | tuple[Array, Terms]]
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What a shard holds beside its documents.
+
+    Attributes:
+        encode: Returns float [documents, dim]; with sparse vectors a pair of that and the documents' terms.
+        dim: Size of a vector.
+        vector_dtype: float32 or float16, the type on disk.
+        vocabulary: How many terms there are to choose from; None where no sparse vectors are wanted.
+    """
+
+    encode: Encode
+    dim: int
+    vector_dtype: str
+    vocabulary: int | None = None
+
+    def write(self, folder: Path, name: str, documents: list[Document]) -> dict[str, FileRecord]:
+        """Encodes the documents of one shard and publishes the result; returns the record of each file by suffix.
+
+        Raises:
+            StorageError: There is no room for the shard.
+            ModelError: The encoder returned NaN or infinity; nothing is published then.
+        """
+        shape, kind = (len(documents), self.dim), np.dtype(self.vector_dtype).newbyteorder("<")
+        self._check_room(folder, npy_bytes(kind, shape))
+        vectors, terms = self._encode(documents)
+        with np.errstate(over="ignore", invalid="ignore"):
+            vectors = vectors.astype(kind, copy=False)
+        assert vectors.shape == shape, f"encode returned {vectors.shape} for {shape}"
+        advice = "try --dtype float32" if kind.itemsize > 2 else "try --vector-dtype float32"
+        _refuse_broken(folder, documents, np.asarray(np.isfinite(vectors).all(axis=1)), "vectors", advice)
+        if terms is None:
+            return {VECTORS: write_array(folder / f"{name}.{VECTORS}", vectors)}
+        self._check_terms(folder, documents, terms)
+        files = {VECTORS: vectors, **{TERMS[part]: getattr(terms, part) for part in TERMS}}
+        return {suffix: write_array(folder / f"{name}.{suffix}", array) for suffix, array in files.items()}
+
+    def _encode(self, documents: list[Document]) -> tuple[Array, Terms | None]:
+        if not documents:
+            return np.zeros((0, self.dim), np.float32), None if self.vocabulary is None else Terms.of_rows([])
+        found = self.encode(documents)
+        vectors, terms = found if isinstance(found, tuple) else (found, None)
+        assert (terms is None) == (self.vocabulary is None), "encode and the folder's identity differ on sparse vectors"
+        return np.asarray(vectors), terms
+
+    def _check_room(self, folder: Path, needs: int) -> None:
+        free = free_bytes(folder)
+        if 0 < free < needs:  # the write reserves its space too; this spares encoding a shard that cannot be kept
+            advice = "make room or choose another --output; the same command then goes on where it stopped"
+            raise StorageError(folder, f"the next shard needs {needs:,} bytes, {free:,} are free: {advice}")
+
+    def _check_terms(self, folder: Path, documents: list[Document], terms: Terms) -> None:
+        assert len(terms) == len(documents), f"encode returned terms of {len(terms)} texts for {len(documents)}"
+        assert self.vocabulary is not None and not ((terms.ids < 0) | (terms.ids >= self.vocabulary)).any()
+        finite = [bool(np.isfinite(terms.of(row)[1]).all()) for row in range(len(documents))]
+        _refuse_broken(folder, documents, np.array(finite, np.bool_), "sparse vectors", "try --dtype float32")
+
+
+def _refuse_broken(folder: Path, documents: list[Document], sound: Array, what: str, advice: str) -> None:
+    broken = np.flatnonzero(~sound).tolist()
+    if broken:
+        named = ", ".join(documents[row].id for row in broken[:5]) + (", ..." if len(broken) > 5 else "")
+        told = f"{len(broken)} {what} hold NaN or infinity, of the documents {named}"
+        raise ModelError(f"{folder}: {told}; nothing of this shard was kept ({advice})")
+
+
+def check_terms(folder: Path, shard: Shard, terms: Terms, vocabulary: int) -> None:
+    """Looks at every number of a shard's sparse vectors, since what uses them as places would follow them anywhere.
+
+    Raises:
+        StorageError: Names the file that is damaged.
+    """
+    starts = terms.starts
+    faults = {
+        "starts": starts[0] != 0 or starts[-1] != len(terms.ids) or bool((starts[1:] < starts[:-1]).any()),
+        "ids": bool(((terms.ids < 0) | (terms.ids >= vocabulary)).any()),
+        "weights": not bool(((terms.weights > 0) & (terms.weights < np.inf)).all()),
+    }
+    for part, damaged in faults.items():
+        if damaged:
+            reason = "is damaged: holds numbers that no encoder wrote; run llara verify on the folder"
+            raise StorageError(shard.path(folder, TERMS[part]), reason)

@@ -1,0 +1,243 @@
+"""Queries and the indexes of one corpus: texts are encoded once for all of them, and each index gives its hits."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from llara import progress
+from llara.config import ModelConfig
+from llara.encoding.manifest import is_local
+from llara.errors import ConfigError, ModelError, StorageError
+from llara.fuse import Fusion
+from llara.index.base import IDS
+from llara.index.bm25 import Bm25Index
+from llara.index.build import AnyIndex, open_index
+from llara.index.flat import FlatIndex
+from llara.index.sparse import SparseIndex
+from llara.records import Hit, Query
+from llara.terms import Terms
+
+if TYPE_CHECKING:
+    from llara.lexical import TermOptions
+    from llara.retriever import Retriever
+
+Expansion = Literal["auto", "yes", "no"]
+ModelIndex = FlatIndex | SparseIndex  # those that a model's vectors are searched in
+BLOCK = 256  # queries searched between two steps of the progress
+
+
+class Ranked(NamedTuple):
+    """The hits of one query, best first, and where their documents stand in the index."""
+
+    query_id: str
+    hits: list[Hit]
+    positions: list[int]
+
+
+class Indexes:
+    """One or more open indexes over the same documents, and the model that those of vectors need.
+
+    Attributes:
+        folders: Where each lies.
+        opened: The indexes, in the same order.
+
+    Raises:
+        ConfigError: A model is needed, and neither given nor found where an index says it is.
+        ModelError: The model is another one than made an index, or two indexes were made by different ones.
+        StorageError: A folder is no index, is damaged, or is not there; or two hold different documents.
+    """
+
+    def __init__(self, folders: Sequence[Path], config: ModelConfig, expansion: Expansion = "auto") -> None:
+        self.folders = tuple(folders)
+        self.opened: list[AnyIndex] = [open_index(folder, verify=config.verify) for folder in folders]
+        pairs = list(zip(self.folders, self.opened, strict=True))
+        by_model = [(folder, index) for folder, index in pairs if not isinstance(index, Bm25Index)]
+        _check_documents(pairs)
+        _check_models(by_model)
+        self._sparse = _sparse_settings(by_model)
+        self._expansion = expansion
+        self._retriever = open_retriever(by_model, config) if by_model else None
+
+    def __len__(self) -> int:
+        return len(self.opened)
+
+    def encode(self, texts: Sequence[str], **options: Any) -> list[Any]:
+        """Returns what each index is searched with for these texts; `options` are those of `Retriever.encode_queries`.
+
+        A vector and its terms come from one forward pass.
+        """
+        vectors: Any = None
+        terms: Any = None
+        if self._retriever is not None and self._sparse is not None:
+            vectors, terms = self._retriever.encode_queries_with_terms(texts, self._term_options(), **options)
+        elif self._retriever is not None:
+            vectors = self._retriever.encode_queries(texts, **options)
+        asked = {FlatIndex: vectors, SparseIndex: terms, Bm25Index: list(texts)}
+        return [asked[type(index)] for index in self.opened]
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether texts are encoded by a model."""
+        return self._retriever is not None
+
+    def rank(self, queries: Sequence[Query], asked: Sequence[Any], depth: int) -> Iterator[list[Ranked]]:
+        """Yields for each query its `depth` best hits in every index; `asked` is what `encode` gave for their texts.
+
+        Searches as it is iterated, so that the hits of all queries are never held at once.
+        """
+        with contextlib.ExitStack() as stack:
+            advance = show_progress(stack, "search", len(queries))
+            for start in range(0, len(queries), BLOCK):
+                block = queries[start : start + BLOCK]
+                columns = [
+                    _search(index, _part(each, start, start + len(block)), block, depth)
+                    for index, each in zip(self.opened, asked, strict=True)
+                ]
+                yield from (list(row) for row in zip(*columns, strict=True))
+                advance(len(block))
+
+    def _term_options(self) -> "TermOptions":
+        from llara.lexical import TermOptions
+
+        assert self._sparse is not None
+        settings = {name: value for name, value in self._sparse.items() if name != "vocabulary"}
+        if self._expansion != "auto":
+            settings["expansion"] = self._expansion == "yes"
+        return TermOptions(**settings)
+
+
+def fused(rankings: Sequence[Ranked], fuse_hits: Fusion) -> Ranked:
+    """Returns one query's hits in several indexes as one ranking; that of a single index stays as it is."""
+    if len(rankings) == 1:
+        return rankings[0]
+    query_id = rankings[0].query_id
+    places = {
+        hit.document_id: position
+        for ranked in rankings
+        for hit, position in zip(ranked.hits, ranked.positions, strict=True)
+    }
+    hits = fuse_hits(query_id, [ranked.hits for ranked in rankings])
+    return Ranked(query_id, hits, [places[hit.document_id] for hit in hits])
+
+
+def _part(asked: Any, start: int, stop: int) -> Any:
+    return asked.part(start, stop) if isinstance(asked, Terms) else asked[start:stop]
+
+
+def _search(index: AnyIndex, asked: Any, queries: Sequence[Query], depth: int) -> list[Ranked]:
+    found = index.search(asked, depth)
+    rows = zip(queries, found.scores.tolist(), found.positions.tolist(), strict=True)
+    return [_ranked(query.id, scores, positions, index) for query, scores, positions in rows]
+
+
+def _ranked(query_id: str, scores: list[float], positions: list[int], index: AnyIndex) -> Ranked:
+    positions = [position for position in positions if position >= 0]
+    pairs = enumerate(zip(scores, positions, strict=False), 1)  # a row is filled up at its end
+    hits = [Hit(query_id, index.ids[position], rank, score) for rank, (score, position) in pairs]
+    return Ranked(query_id, hits, positions)
+
+
+def show_progress(stack: contextlib.ExitStack, label: str, total: int) -> Callable[[int], None]:
+    """Opens a progress for several queries; for a single one there is nothing to show."""
+    if total == 1:
+        return lambda _: None
+    shown = stack.enter_context(progress.Progress(label, total, "queries"))
+    return lambda done: shown.advance(done)
+
+
+# Which model, and whether it fits ------------------------------------------------------------------------------------
+
+
+def open_retriever(indexes: Sequence[tuple[Path, ModelIndex]], config: ModelConfig) -> "Retriever":
+    """Opens the model that made the vectors of indexes: the one given, else the one that the first of them names.
+
+    Raises:
+        ConfigError: No model was given, and the index names none that is on this machine.
+        ModelError: The model cannot be opened, or is another one than made an index.
+    """
+    folder, index = indexes[0]
+    model = config.model or index.model
+    if not model:
+        raise ConfigError("--model: is required, the index does not say which model it was built with")
+    # An index may come from anybody: what it names is opened where it is here already, and never fetched.
+    if not config.model and not is_local(model):
+        where = f"{folder} was built with {model}, which is no folder on this machine"
+        raise ConfigError(f"--model: is required, {where}; name the folder or hub id of that model")
+    from llara.retriever import Retriever  # imports torch, which a search in words does not need
+
+    try:
+        retriever = Retriever.for_job(replace(config, model=model))
+    except ModelError as error:
+        if config.model:
+            raise
+        raise ModelError(f"{error}; this is the model that the index names, if it has moved give --model") from error
+    for _, each in indexes:
+        check_model(each, model, retriever.identity)
+    return retriever
+
+
+def check_model(index: ModelIndex, model: str, identity: dict[str, Any]) -> None:
+    """Raises ModelError, with every difference, when a model is not the one that made the index.
+
+    The type of the weights may differ: a corpus encoded in bfloat16 on a GPU may be searched in float32 on a CPU.
+    """
+    differing = _differences(index.manifest.model or {}, identity)
+    if differing:
+        raise ModelError(
+            f"{model}: is not the model that the index was built with, {index.model} ({differing}); "
+            "search with that one, or encode the corpus again with this one"
+        )
+
+
+def _check_models(indexes: Sequence[tuple[Path, ModelIndex]]) -> None:
+    """Raises ModelError where indexes were made by different models: before one of them is loaded."""
+    for folder, index in indexes[1:]:
+        differing = _differences(indexes[0][1].manifest.model or {}, dict(index.manifest.model or {}))
+        if differing:
+            both = f"{index.model} and {indexes[0][1].model}"
+            raise ModelError(
+                f"{folder}: was built with another model than {indexes[0][0]}: {both} ({differing}); "
+                "one model answers for all indexes of a search: fuse the runs of two with llara fuse"
+            )
+
+
+def _check_documents(indexes: Sequence[tuple[Path, AnyIndex]]) -> None:
+    """Raises StorageError where indexes hold different documents, which their manifests tell by the ids."""
+    first_folder, first = indexes[0]
+    for folder, index in indexes[1:]:
+        if index.manifest.files[IDS] != first.manifest.files[IDS]:
+            counts = f"{len(index):,} documents against {len(first):,}"
+            what = counts if len(index) != len(first) else "their ids, or the order of them, differ"
+            advice = "build all indexes of a search from the same corpus"
+            raise StorageError(folder, f"holds other documents than {first_folder} ({what}); {advice}")
+
+
+def _sparse_settings(indexes: Sequence[tuple[Path, ModelIndex]]) -> dict[str, Any] | None:
+    """Returns how the terms of the sparse indexes were chosen; None where there is no such index."""
+    found = [(folder, index.settings) for folder, index in indexes if isinstance(index, SparseIndex)]
+    for folder, settings in found[1:]:
+        if settings != found[0][1]:
+            what = f"its terms were chosen otherwise than those of {found[0][0]} ({settings} and {found[0][1]})"
+            raise StorageError(folder, f"{what}; search one of the two")
+    return found[0][1] if found else None
+
+
+def _differences(old: Any, new: dict[str, Any]) -> str:
+    """Says in what the models of two identities differ; empty where they are the same."""
+    names = ("model_fingerprint", "dim", "contract")
+    first, second = (_flatten({name: each.get(name) for name in names}) for each in (old, new))
+    differing = sorted(name for name in first.keys() | second.keys() if first.get(name) != second.get(name))
+    return ", ".join(f"{name} was {_short(first.get(name))}, is {_short(second.get(name))}" for name in differing[:4])
+
+
+def _flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, item in value.items():
+        flat |= _flatten(item, f"{prefix}{name}.") if isinstance(item, dict) else {prefix + name: item}
+    return flat
+
+
+def _short(value: Any) -> str:
+    return f"{value[:12]}..." if isinstance(value, str) and len(value) > 40 else repr(value)

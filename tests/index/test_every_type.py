@@ -1,0 +1,122 @@
+"""What holds for every type of index, on documents and queries of its own kind."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from llara.index.build import AnyIndex, open_index
+from llara.records import Document
+from llara.terms import Terms
+from tests.index.helpers import as_terms, make_bm25, make_flat, make_sparse
+
+WORDS = ("fox", "dog", "silver", "metal", "sleep", "jump")
+COUNT = 90
+IDS = [f"d{(7 * number) % COUNT}" for number in range(COUNT)]
+
+
+class Case(NamedTuple):
+    """An index over 90 documents, of which each third is the same as the one 30 before, and five queries."""
+
+    index: AnyIndex
+    queries: Any
+
+    def search(self, top_k: int, queries: Any = None) -> Any:
+        index: Any = self.index
+        return index.search(self.queries if queries is None else queries, top_k)
+
+
+def counts() -> np.ndarray[Any, Any]:
+    """How often each word stands in each document, [90, 6], and in each of five queries, the last five rows."""
+    rng = np.random.default_rng(0)
+    documents = np.tile(rng.integers(0, 4, (30, len(WORDS))), (3, 1))
+    return np.concatenate([documents, rng.integers(0, 2, (4, len(WORDS))), np.ones((1, len(WORDS)), int)])
+
+
+def as_text(row: np.ndarray[Any, Any]) -> str:
+    return " ".join(word for word, count in zip(WORDS, row.tolist(), strict=True) for _ in range(count))
+
+
+def as_sparse(row: np.ndarray[Any, Any]) -> dict[int, float]:
+    return {number: 0.1 * count for number, count in enumerate(row.tolist()) if count}
+
+
+def flat(folder: Path) -> Case:
+    rows = counts().astype(np.float32)
+    return Case(make_flat(folder, rows[:COUNT], IDS), rows[COUNT:])
+
+
+def sparse(folder: Path) -> Case:
+    rows = [as_sparse(row) for row in counts()]
+    return Case(make_sparse(folder, rows[:COUNT], IDS), as_terms(rows[COUNT:]))
+
+
+def bm25(folder: Path) -> Case:
+    rows = [as_text(row) for row in counts()]
+    documents = [Document(identifier, text) for identifier, text in zip(IDS, rows[:COUNT], strict=True)]
+    return Case(make_bm25(folder, documents), rows[COUNT:])
+
+
+def part(queries: Any, start: int, stop: int) -> Any:
+    return queries.part(start, stop) if isinstance(queries, Terms) else queries[start:stop]
+
+
+@pytest.mark.parametrize("make", [flat, sparse, bm25])
+class TestEveryType:
+    def test_hits_fall_and_ties_are_ordered_by_id_descending(
+        self, make: Callable[[Path], Case], tmp_path: Path
+    ) -> None:
+        case = make(tmp_path)
+        ties = 0
+        for scores, positions in zip(*case.search(40), strict=True):
+            hits = [(score, IDS[at]) for score, at in zip(scores.tolist(), positions.tolist(), strict=True) if at >= 0]
+            assert hits == sorted(hits, reverse=True)
+            ties += len(hits) - len({score for score, _ in hits})
+        assert ties > 20
+
+    @pytest.mark.parametrize("top_k", [1, 2, 10, 31])
+    def test_fewer_hits_are_the_first_of_more(self, make: Callable[[Path], Case], top_k: int, tmp_path: Path) -> None:
+        case = make(tmp_path)
+        for few, all_of_them in zip(case.search(top_k), case.search(COUNT), strict=True):
+            assert np.array_equal(few, all_of_them[:, :top_k])
+
+    def test_more_hits_than_documents_are_all(self, make: Callable[[Path], Case], tmp_path: Path) -> None:
+        found = make(tmp_path).search(1000)
+        assert found.scores.shape == found.positions.shape == (5, COUNT)
+        assert (found.scores.dtype, found.positions.dtype) == (np.float32, np.int64)
+        assert ((found.positions < 0) == (found.scores == -np.inf)).all()
+        for row in found.positions:
+            assert len(set(row[row >= 0].tolist())) == (row >= 0).sum() > 0
+
+    def test_hits_do_not_depend_on_the_batch(self, make: Callable[[Path], Case], tmp_path: Path) -> None:
+        case = make(tmp_path)
+        together = case.search(20)
+        single = [case.search(20, part(case.queries, row, row + 1)) for row in range(5)]
+        for column, rows in zip(together, zip(*single, strict=True), strict=True):
+            assert np.array_equal(column, np.concatenate(rows))
+
+    def test_no_queries_have_no_hits(self, make: Callable[[Path], Case], tmp_path: Path) -> None:
+        case = make(tmp_path)
+        assert case.search(3, part(case.queries, 0, 0)).scores.shape == (0, 3)
+
+    def test_given_documents_score_as_in_a_search(self, make: Callable[[Path], Case], tmp_path: Path) -> None:
+        case = make(tmp_path)
+        index: Any = case.index
+        found = case.search(COUNT)
+        given = [np.random.default_rng(1).permutation(COUNT)[:50] for _ in range(5)]
+        scores = index.score(case.queries, given)
+        for asked, of_asked, of_query, positions in zip(given, scores, *found, strict=True):
+            known = {at: score for at, score in zip(positions.tolist(), of_query.tolist(), strict=True) if at >= 0}
+            assert of_asked.tolist() == [known.get(at, 0.0) for at in asked.tolist()]
+        assert [len(each) for each in index.score(case.queries, [np.empty(0, np.int64)] * 5)] == [0] * 5
+
+    def test_an_index_that_is_opened_again_is_the_same(self, make: Callable[[Path], Case], tmp_path: Path) -> None:
+        case = make(tmp_path)
+        again = Case(open_index(tmp_path, verify=True), case.queries)
+        assert type(again.index) is type(case.index)
+        assert len(again.index) == len(case.index) == COUNT
+        assert [again.index.ids[position] for position in range(COUNT)] == IDS
+        for ours, theirs in zip(case.search(15), again.search(15), strict=True):
+            assert np.array_equal(ours, theirs)
