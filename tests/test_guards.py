@@ -22,8 +22,11 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # modules of one package may import each other, but not in a circle.
 LAYERS = (
     ("errors", "records", "config"),
-    ("files", "outputs", "progress", "invocation", "hardware", "templates", "contract", "pairs", "batching", "data"),
-    ("masks", "losses", "model", "parity", "loading"),
+    (
+        *("files", "outputs", "progress", "invocation", "hardware"),
+        *("templates", "contract", "published", "pairs", "batching", "data"),
+    ),
+    ("masks", "losses", "pooling", "model", "projection", "parity", "kinds", "agreement", "loading"),
     (
         *("retriever", "reranker", "encoding", "index", "fuse", "search", "rerank", "mine", "evaluate"),
         *("training", "plan", "verify", "doctor", "demo"),

@@ -10,6 +10,7 @@ from llara.config import Dtype, ModelConfig
 from llara.errors import ConfigError
 from llara.loading import load_model
 from llara.model import EmbeddingModel, OnBatch
+from llara.templates import Template
 
 Vectors = npt.NDArray[np.float32]
 
@@ -58,9 +59,9 @@ class Retriever:
         return cls.for_job(config)
 
     @classmethod
-    def for_job(cls, config: ModelConfig) -> "Retriever":
-        """Opens the model that a job's configuration names; raises as `load` does."""
-        return cls(load_model(config))
+    def for_job(cls, config: ModelConfig, usual: Template | None = None) -> "Retriever":
+        """Opens the model that a job's configuration names, see `load_model` for `usual`; raises as `load` does."""
+        return cls(load_model(config, usual=usual))
 
     @property
     def dim(self) -> int:

@@ -4,7 +4,7 @@ import collections
 import contextlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,6 +21,7 @@ from llara.index.build import open_index
 from llara.index.flat import FlatIndex
 from llara.outputs import check_file_output, save_settings
 from llara.records import Document, Hit, Query
+from llara.templates import Template
 
 if TYPE_CHECKING:
     from llara.retriever import Retriever
@@ -181,13 +182,20 @@ def open_retriever(index: FlatIndex, folder: Path, config: ModelConfig) -> "Retr
     from llara.retriever import Retriever  # imports torch, which a search in words does not need
 
     try:
-        retriever = Retriever.for_job(replace(config, model=model))
+        retriever = Retriever.for_job(replace(config, model=model), _template_of(index, folder))
     except ModelError as error:
         if config.model:
             raise
         raise ModelError(f"{error}; this is the model that the index names, if it has moved give --model") from error
     check_model(index, model, retriever.identity)
     return retriever
+
+
+def _template_of(index: FlatIndex, folder: Path) -> Template | None:
+    """Returns the template that the index's vectors were made with, so that a base model need not be told it again."""
+    contract = (index.manifest.model or {}).get("contract")
+    values = contract.get("template") if isinstance(contract, Mapping) else None
+    return Template.from_dict(values, str(folder)) if isinstance(values, Mapping) else None
 
 
 def _advance(stack: contextlib.ExitStack, label: str, total: int) -> Callable[[int], None]:
