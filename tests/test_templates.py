@@ -338,6 +338,8 @@ def test_broken_toml_names_the_file(tmp_path: Path) -> None:
 
 
 def test_unknown_template_names_the_nearest() -> None:
-    message = r"--template: 'papr' is neither a file nor one of paper, release, repllama, e5, .* \(did you mean 'paper'\?\)"
+    message = (
+        r"--template: 'papr' is neither a file nor one of paper, release, repllama, e5, .* \(did you mean 'paper'\?\)"
+    )
     with pytest.raises(ConfigError, match=message):
         load_template("papr")

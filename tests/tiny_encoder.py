@@ -103,7 +103,7 @@ def model(family: str = "bert", template: Template = E5, *, dim: int | None = No
         lm.pooler = None
     if dim is not None:
         setattr(lm, PROJECTION, torch.nn.Linear(tiny.HIDDEN, dim, bias=False))
-    return EmbeddingModel(lm, words, Contract().with_template(template), "tiny", f"tiny {family}")
+    return EmbeddingModel(lm, words, Contract(passage_length=100).with_template(template), "tiny", f"tiny {family}")
 
 
 def save_encoder(folder: Path, family: str = "bert", *, seed: int = 0, **changes: Any) -> Path:

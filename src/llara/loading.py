@@ -31,6 +31,7 @@ MINI = Path(__file__).parent / "assets" / "mini"
 LEAST_QUERY, LEAST_PASSAGE = 32, 96  # tokens of text that a default length leaves room for
 POOLER = "pooler"
 FOLDERS = "[!0-9]*/*"  # but for those of sentence-transformers, such as 1_Pooling: see `published.py`
+PROJECTIONS = "*_Dense/*.safetensors"  # small, and what the size of a vector is known by
 WEIGHTS = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 
 
@@ -138,7 +139,7 @@ def resolve(
 def _download(name: str, *, offline: bool, remote_code: bool, weights: bool) -> Path:
     from huggingface_hub import constants, snapshot_download
 
-    patterns = [*WEIGHTS[0 if weights else 1 :], *(["*.py"] if remote_code else [])]
+    patterns = [*WEIGHTS[0 if weights else 1 :], PROJECTIONS, *(["*.py"] if remote_code else [])]
     try:
         return Path(
             snapshot_download(

@@ -143,37 +143,43 @@ def _refuse_dependence(model: EmbeddingModel, worst: float) -> None:
     if not worst <= _tolerance(model):
         raise ModelError(
             f"{model.name}: its vectors depend on the padding beside a text (difference {worst:.1e}), "
-            f"so it cannot be trained in batches here{'; is it a causal decoder?' if model.contract.causal else ''}"
+            f"so it cannot be run in batches here{'; is it a causal decoder?' if model.contract.causal else ''}"
         )
 
 
 def check_direction(model: EmbeddingModel) -> None:
-    """Checks that positions see what the model's contract says: what stands before them, or all.
+    """Checks that positions see what the model's contract says: what stands before them, or all but padding.
 
     Raises:
         ModelError: They do not.
     """
-    (check_causal if model.contract.causal else check_both_ways)(model)
+    (check_causal if model.contract.causal else check_encoder)(model)
 
 
 @torch.no_grad()
-def check_both_ways(model: EmbeddingModel) -> None:
-    """Compares the states of a text's first tokens with those that they have before other tokens.
+def check_encoder(model: EmbeddingModel) -> None:
+    """Compares the states of a text's first tokens with those that they have before other tokens, and before padding.
 
     Raises:
-        ModelError: They are equal to the bit, so that a position sees nothing of what stands after it.
+        ModelError: A position sees nothing of what stands after it, or sees padding, or the model takes no mask at all.
     """
     rows = int(model.lm.get_input_embeddings().weight.shape[0])
-    texts = [
-        (torch.tensor([*range(3, 11), *range(start, start + 8)], device=model.device) % rows)[None]
-        for start in (11, 19)
-    ]
-    first, second = (model.trunk(input_ids=ids, attention_mask=torch.ones_like(ids))[0, :8] for ids in texts)
-    if torch.equal(first, second):
+    text = torch.arange(3, 27, device=model.device) % rows
+    one, other = text[None, :16], torch.cat([text[:8], text[16:]])[None]
+    whole, half = (torch.tensor([length], device=model.device) for length in (16, 8))
+    try:
+        first, second = model.states(one, whole)[0, :8], model.states(other, whole)[0, :8]
+        alone, padded = model.states(one[:, :8], half)[0], model.states(one, half)[0, :8]
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise ModelError(
+            f"{model.name}: takes no token ids with a mask, as an encoder of text does ({type(error).__name__})"
+        ) from error
+    if torch.equal(first, second):  # to the bit: under causal attention nothing has changed for them
         raise ModelError(
             f"{model.name}: its positions see nothing of what stands after them, so it is a causal decoder, and "
             f"template {model.contract.template.name!r} is for encoders"
         )
+    _refuse_dependence(model, _difference([padded], [alone]))
 
 
 @torch.no_grad()

@@ -29,7 +29,7 @@ from llara.plan.measure import (
 from llara.plan.report import NOTHING, Estimate
 from llara.progress import hushed
 from llara.records import Document
-from llara.templates import CLS
+from llara.templates import MEAN
 
 SHARD = 10_000  # vectors written at once; what `encode` makes where nothing else is said
 IDS = 200_000  # are written to see how long all take
@@ -121,7 +121,7 @@ def _of_corpus(config: PlanIndexConfig) -> _Input:
         from llara.loading import load_model  # brings torch, which an index of vectors does without
 
         with hushed():
-            dim = load_model(model, for_training=True, weights=False, usual=CLS).dim  # any template will do
+            dim = load_model(model, for_training=True, weights=False, usual=MEAN).dim  # any template will do
     how = f"documents were {'counted' if found.counted else 'estimated'}"
     return _Input(count, documents, found.sample, dim, found.read_seconds, (how, *found.remarks))
 
