@@ -24,9 +24,9 @@ LAYERS = (
     ("errors", "records", "config"),
     (
         *("files", "outputs", "progress", "invocation", "hardware"),
-        *("templates", "contract", "pairs", "batching", "terms", "data"),
+        *("templates", "contract", "published", "pairs", "batching", "terms", "data"),
     ),
-    ("masks", "losses", "model", "lexical", "parity", "loading"),
+    ("masks", "losses", "pooling", "model", "lexical", "projection", "parity", "kinds", "agreement", "loading"),
     (
         *("retriever", "reranker", "encoding", "index", "fuse", "ranking", "search", "rerank", "mine", "evaluate"),
         *("training", "plan", "verify", "doctor", "demo"),

@@ -102,7 +102,7 @@ def test_one_pass_gives_both_vectors_of_a_query(made: Made, tmp_path: Path, monk
         return trunk(self, **inputs)
 
     reader = Retriever.load(str(made["model"]))
-    monkeypatch.setattr(Retriever, "for_job", lambda config: reader)
+    monkeypatch.setattr(Retriever, "for_job", lambda config, usual: reader)
     monkeypatch.setattr(EmbeddingModel, "trunk", watched)
     both = run_of(made, tmp_path / "both", "flat", "sparse", "bm25")
     assert sum(rows) == len(QUERIES)

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from llara.agreement import adds_bos
 from llara.config import ModelConfig
 from llara.contract import Contract
 from llara.errors import ConfigError, ModelError
-from llara.loading import adds_bos, load_model, write_contract
+from llara.loading import load_model, write_contract
 from llara.templates import PAPER, RELEASE, REPLLAMA
 from tests import tiny
 from tests.folders import TEXTS, flip, load, save_model

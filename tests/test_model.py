@@ -5,7 +5,8 @@ import torch
 
 from llara.contract import Contract
 from llara.errors import ConfigError
-from llara.model import EmbeddingModel, slot_states
+from llara.model import EmbeddingModel
+from llara.pooling import slot_states
 from llara.templates import RELEASE, REPLLAMA
 from tests import tiny
 

@@ -8,6 +8,7 @@ from llara.errors import ConfigError, DataError, ModelError
 from llara.loading import MINI
 from llara.model import EmbeddingModel
 from llara.templates import (
+    DECODERS,
     EOS,
     PAPER,
     RELEASE,
@@ -118,7 +119,7 @@ def test_ids_come_from_the_tokenizer(mini: Any) -> None:
 
 @pytest.mark.parametrize("bos", [True, False])
 def test_bos_stands_in_front_once_or_not_at_all(words: Any, bos: bool) -> None:
-    for template in TEMPLATES.values():
+    for template in DECODERS:
         bound = BoundTemplate(template, words, bos=bos)
         for side in SIDES:
             for row in bound.encode(TEXTS, side, 300):
@@ -137,7 +138,7 @@ def test_a_text_cannot_spell_a_slot(kind: str, text: str, mini: Any) -> None:
     words = mini if kind == "mini" else tiny.tokenizer(kind=kind)
     if kind != "mini":
         words.add_tokens([f"<s{number}>" for number in range(1, 17)], special_tokens=True)
-    templates = (PAPER, REPLLAMA) if kind == "mini" else TEMPLATES.values()
+    templates = (PAPER, REPLLAMA) if kind == "mini" else DECODERS
     special = {words.bos_token_id, words.eos_token_id, words.pad_token_id, *words.convert_tokens_to_ids(["<s1>"])}
     special -= {words.unk_token_id}
     for template in templates:
@@ -151,7 +152,7 @@ def test_a_text_cannot_spell_a_slot(kind: str, text: str, mini: Any) -> None:
 # Truncation
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", [template.name for template in DECODERS])
 @pytest.mark.parametrize("bos", [True, False])
 @pytest.mark.parametrize("side", SIDES)
 def test_truncation_touches_only_the_text(words: Any, name: str, bos: bool, side: SideName) -> None:
@@ -172,7 +173,7 @@ def test_truncation_touches_only_the_text(words: Any, name: str, bos: bool, side
     assert len(start) + len(end) == bound.overhead(side)
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", [template.name for template in DECODERS])
 def test_length_without_room_for_text_is_refused(words: Any, name: str) -> None:
     bound = BoundTemplate(TEMPLATES[name], words, bos=True)
     for side in SIDES:
@@ -337,6 +338,8 @@ def test_broken_toml_names_the_file(tmp_path: Path) -> None:
 
 
 def test_unknown_template_names_the_nearest() -> None:
-    message = r"--template: 'papr' is neither a file nor one of paper, release, repllama \(did you mean 'paper'\?\)"
+    message = (
+        r"--template: 'papr' is neither a file nor one of paper, release, repllama, e5, .* \(did you mean 'paper'\?\)"
+    )
     with pytest.raises(ConfigError, match=message):
         load_template("papr")

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from llara import __version__
 from llara.errors import ModelError, StorageError
 from llara.files import FileRecord, check_file, confined, json_bytes, read_bytes, read_json, sha256_file
-from llara.templates import PAPER, SideName, Template
+from llara.templates import PAPER, Pooling, SideName, Template
 
 FILE_NAME = "llara.json"
 FORMAT, VERSION = "llara-model", 1
@@ -39,9 +39,10 @@ class Contract:
         title_separator: What stands between title and text of a passage; None leaves titles out.
         query_length: Tokens of a query at most, prompt included.
         passage_length: Tokens of a passage at most, prompt included.
-        pooling: How the slots' hidden states become one vector.
+        pooling: Which hidden states become the vector: the mean of the slots', the first token's (`cls`), or the mean
+            of all (`mean`); see `pooling.py`.
         normalise: Whether vectors have unit length.
-        causal: Whether a position sees only what stands before it.
+        causal: Whether a position sees only what stands before it, as in a decoder; in an encoder it sees all.
     """
 
     template: Template = PAPER
@@ -49,7 +50,7 @@ class Contract:
     title_separator: str | None = " "
     query_length: int = 64
     passage_length: int = 160
-    pooling: str = "mean_of_slots"
+    pooling: Pooling = "mean_of_slots"
     normalise: bool = True
     causal: bool = True
 
@@ -69,9 +70,21 @@ class Contract:
             odd = ", ".join(sorted(set(values) ^ known))
             raise ModelError(f"{source}: the contract's fields do not fit this version of llara: {odd}")
         contract = cls(**{**values, "template": Template.from_dict(values["template"], f"{source}: template")})
-        if contract.pooling != "mean_of_slots" or not contract.causal:
+        if contract.pooling != contract.template.pooling or contract.causal == contract.template.encoder:
             raise ModelError(f"{source}: pooling {contract.pooling!r}, causal {contract.causal}: not supported")
         return contract
+
+    def with_template(self, template: Template) -> "Contract":
+        """Returns the contract with another template, and with what the template says beyond its strings."""
+        causal = not template.encoder
+        return replace(
+            self,
+            template=template,
+            bos=self.bos and causal,
+            pooling=template.pooling,
+            normalise=template.normalise,
+            causal=causal,
+        )
 
     def length(self, side: SideName) -> int:
         """Returns how many tokens a text of this side may have, prompt included."""

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from llara.errors import ConfigError, ModelError
 from llara.losses.adapt import slot_logits
-from llara.model import EmbeddingModel, OnBatch, slot_states
+from llara.model import EmbeddingModel, OnBatch
+from llara.pooling import slot_states
 from llara.templates import SideName
 from llara.terms import Terms as Terms
 

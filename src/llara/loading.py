@@ -1,4 +1,7 @@
-"""Opening a model folder: a saved llara model with its contract, a base model, or a published checkpoint."""
+"""Opening a model folder: a saved llara model with its contract, a base model, or a published checkpoint.
+
+What it holds is told by `kinds.py`, how it is used by `agreement.py`; here it is read and checked.
+"""
 
 import importlib.util
 import sys
@@ -11,23 +14,34 @@ from typing import Any, Literal
 import torch
 
 from llara import contract as contracts
+from llara.agreement import agree_on_contract, agree_on_template, describe_contract
 from llara.config import ModelConfig, TrainConfig
 from llara.contract import Contract
-from llara.errors import ConfigError, MissingExtra, ModelError, StorageError
-from llara.files import TEMPORARY, read_json, sha256_file, write_json_atomic
+from llara.errors import ConfigError, MissingExtra, ModelError
+from llara.files import TEMPORARY, sha256_file, write_json_atomic
 from llara.hardware import WORKS, probe_torch
+from llara.kinds import class_of, refuse_reranker
 from llara.model import EmbeddingModel
-from llara.parity import check_causal
+from llara.parity import check_direction
 from llara.progress import note
-from llara.templates import BoundTemplate, Template, load_template
+from llara.projection import attach_projection
+from llara.templates import BoundTemplate, Template
 
 MINI = Path(__file__).parent / "assets" / "mini"
 LEAST_QUERY, LEAST_PASSAGE = 32, 96  # tokens of text that a default length leaves room for
+POOLER = "pooler"
+FOLDERS = "[!0-9]*/*"  # but for those of sentence-transformers, such as 1_Pooling: see `published.py`
+PROJECTIONS = "*_Dense/*.safetensors"  # small, and what the size of a vector is known by
 WEIGHTS = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 
 
 def load_model(
-    config: ModelConfig, *, for_training: bool = False, new_template: bool = False, weights: bool = True
+    config: ModelConfig,
+    *,
+    for_training: bool = False,
+    new_template: bool = False,
+    weights: bool = True,
+    usual: Template | None = None,
 ) -> EmbeddingModel:
     """Opens the model that a job's configuration names.
 
@@ -40,32 +54,35 @@ def load_model(
         new_template: The job may give a saved model another template or BOS setting (training does).
         weights: False reads none, and needs none: the model's tensors then have shapes and types but no content. Its
             tokenizer and contract are as ever.
+        usual: The template where neither configuration nor folder names one, if it is for this kind of model; None
+            takes `paper`.
 
     Raises:
-        ModelError: No such model, an incomplete or changed folder, or weights that are not safetensors.
-        ConfigError: A template or BOS setting that contradicts the model's contract.
+        ModelError: No such model, an incomplete or changed folder, weights that are not safetensors, or an encoder of
+            which nobody says how its vectors are read.
+        ConfigError: A template or BOS setting that contradicts the model's contract, or is for another kind of model.
     """
     folder = resolve(config.model, offline=config.offline, remote_code=config.trust_remote_code, weights=weights)
     record = contracts.read_record(folder)
     if record is not None and weights:
         contracts.check_files(folder, record, full=config.verify)
     refuse_reranker(folder)
-    _refuse_encoder(folder)
-    tokenizer = load_tokenizer(folder, config)
     saved = Contract.from_dict(record["contract"], str(folder / contracts.FILE_NAME)) if record else None
-    contract = _agree(saved, config, tokenizer, new_template=new_template)
-    lm, has_head = _load_weights(folder, config) if weights else (_outline(folder, config), True)
+    template, own = agree_on_template(saved, config, folder, usual)
+    tokenizer = load_tokenizer(folder, config)
+    contract = agree_on_contract(saved, config, tokenizer, template, new_template=new_template)
+    encoder = template.encoder
+    lm, has_head = (_load_weights if weights else _outline)(folder, config, encoder=encoder)
+    if encoder:
+        attach_projection(lm, folder, own.projection if own else None)
     model = EmbeddingModel(
         lm, tokenizer, saved or contract, lambda: _fingerprint(folder, record, contract), config.model
     )
     model.has_head = has_head and (record is None or record["has_head"])
     if record is None:
-        note(
-            f"{config.model}: no {contracts.FILE_NAME} in the folder; "
-            f"using template {contract.template.name}, BOS {'yes' if contract.bos else 'no'}"
-        )
+        note(f"{config.model}: {describe_contract(contract, own)}")
         if weights:
-            check_causal(model)  # a saved model's probe has shown as much
+            check_direction(model)  # a saved model's probe has shown as much
     else:
         if weights and not is_quantized(config):  # in 4 bits its vectors are near those of the probe, and no more
             model.check_probe(record["probe"], folder)
@@ -74,10 +91,10 @@ def load_model(
     model.contract = contract  # another one than was saved only where the job may change it
     if for_training:
         model.new_tokens = model.add_missing_tokens()
-    template = model.bind()  # refuses a tokenizer that lacks a slot token now, not at the first batch
-    _check_rows(model, template, folder)
+    bound = model.bind()  # refuses a tokenizer that lacks a slot token now, not at the first batch
+    _check_rows(model, bound, folder)
     if contract != saved:
-        model.contract = with_room(contract, template, model.positions)
+        model.contract = with_room(contract, bound, model.positions)
     return model
 
 
@@ -122,11 +139,11 @@ def resolve(
 def _download(name: str, *, offline: bool, remote_code: bool, weights: bool) -> Path:
     from huggingface_hub import constants, snapshot_download
 
-    patterns = [*WEIGHTS[0 if weights else 1 :], *(["*.py"] if remote_code else [])]
+    patterns = [*WEIGHTS[0 if weights else 1 :], PROJECTIONS, *(["*.py"] if remote_code else [])]
     try:
         return Path(
             snapshot_download(
-                name, allow_patterns=patterns, ignore_patterns=["consolidated*", "*/*"], local_files_only=offline
+                name, allow_patterns=patterns, ignore_patterns=["consolidated*", FOLDERS], local_files_only=offline
             )
         )
     except Exception as error:  # the hub's client lets errors of its HTTP library through
@@ -134,31 +151,6 @@ def _download(name: str, *, offline: bool, remote_code: bool, weights: bool) -> 
             f"{name}: neither a folder here nor in the hub's cache ({constants.HF_HUB_CACHE}), and it could not be "
             f"fetched ({type(error).__name__}); get it with: hf download {name}"
         ) from error
-
-
-def refuse_reranker(folder: Path) -> None:
-    """Refuses a published reranker, which has no `llara.json` that says so.
-
-    Raises:
-        ModelError: The folder's configuration is that of a model for sequence classification.
-    """
-    kinds = architectures(folder)
-    if kinds and all(kind.endswith("ForSequenceClassification") for kind in kinds):
-        raise ModelError(
-            f"{folder}: is {contracts.KINDS[contracts.RERANKER]}, and not {contracts.KINDS[contracts.FORMAT]}"
-        )
-
-
-def _refuse_encoder(folder: Path) -> None:
-    """Refuses an encoder by its name, before its weights are read; `check_causal` finds those of any other name."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
-
-    settings = _settings(folder)
-    kind = settings.get("model_type")
-    if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not settings.get("is_decoder"):
-        raise ModelError(
-            f"{folder}: is an encoder ({kind}), whose positions see what stands after them; llara takes causal decoders"
-        )
 
 
 def _check_rows(model: EmbeddingModel, template: BoundTemplate, folder: Path) -> None:
@@ -171,21 +163,6 @@ def _check_rows(model: EmbeddingModel, template: BoundTemplate, folder: Path) ->
             f"{folder}: its tokenizer has {highest + 1:,} tokens and its embeddings have {rows:,} rows, so it is not "
             "the tokenizer of this model; copy the right one from the base model"
         )
-
-
-def architectures(folder: Path) -> list[str]:
-    """Returns the classes that a folder's configuration names; none where it cannot be read."""
-    named = _settings(folder).get("architectures")
-    return [str(each) for each in named] if isinstance(named, list) else []
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    """Returns a model's configuration; none where it cannot be read: whoever loads the folder says what is wrong."""
-    try:
-        settings = read_json(folder / "config.json")
-    except StorageError:
-        return {}
-    return settings if isinstance(settings, dict) else {}
 
 
 def load_tokenizer(folder: Path, config: ModelConfig) -> Any:
@@ -202,29 +179,6 @@ def load_tokenizer(folder: Path, config: ModelConfig) -> Any:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=config.trust_remote_code)
     except Exception as error:  # the tokenizers library raises no narrower kind
         raise ModelError(f"{folder}: its tokenizer cannot be read: {first_line(error)}") from error
-
-
-def _agree(saved: Contract | None, config: ModelConfig, tokenizer: Any, *, new_template: bool) -> Contract:
-    """Joins what the folder says with what the configuration asks for; a contradiction is an error."""
-    template: Template | None = load_template(config.template) if config.template else None
-    if saved is None:
-        contract = Contract(bos=adds_bos(tokenizer) if config.bos == "auto" else config.bos == "yes")
-        return replace(contract, template=template) if template else contract
-    asked_bos = saved.bos if config.bos == "auto" else config.bos == "yes"
-    asked = replace(saved, template=template or saved.template, bos=asked_bos)
-    if asked != saved and not new_template:
-        what = "--template" if asked.template != saved.template else "--bos"
-        raise ConfigError(
-            f"{what}: {config.model} was saved with template {saved.template.name!r} and BOS "
-            f"{'yes' if saved.bos else 'no'}; leave the flag out, or adapt the model anew"
-        )
-    return asked
-
-
-def adds_bos(tokenizer: Any) -> bool:
-    """Returns whether the tokenizer puts BOS in front of a text by itself."""
-    ids = tokenizer("a")["input_ids"]
-    return tokenizer.bos_token_id is not None and bool(ids) and ids[0] == tokenizer.bos_token_id
 
 
 def trains_in_full(config: ModelConfig) -> bool:
@@ -265,20 +219,30 @@ def pick_dtype(name: Literal["auto", "float32", "bfloat16", "float16"], device: 
     return torch.bfloat16 if bf16 else torch.float32
 
 
-def _load_weights(folder: Path, config: ModelConfig) -> tuple[Any, bool]:
+def _load_weights(folder: Path, config: ModelConfig, *, encoder: bool) -> tuple[Any, bool]:
     """Returns the model in evaluation mode, and whether the folder held an LM head."""
-    from transformers import AutoModelForCausalLM
-
     quantized = _quantization(config) if is_quantized(config) else {}
-    lm, missing = read_weights(AutoModelForCausalLM, folder, config, "a causal language model", **quantized)
-    if lm.base_model is lm:
+    lm, missing = read_weights(*class_of(folder, encoder=encoder), folder, config, **quantized)
+    if encoder:
+        missing = {key for key in missing if not key.startswith(f"{POOLER}.")}
+        drop_pooler(lm)
+    elif lm.base_model is lm:
         raise ModelError(f"{folder}: {type(lm).__name__} does not say which part of it lies below the LM head")
-    head = {key for key in missing if key.startswith(("lm_head", "embed_out", "output"))}
+    head = {key for key in missing if key.startswith(("lm_head", "embed_out", "output"))} if not encoder else set()
     if missing - head:
         raise _incomplete(folder, missing - head)
     if not quantized:  # weights of 4 bits have no gradient
         lm.requires_grad_(True)
-    return lm, not head
+    return lm, not (head or encoder)
+
+
+def drop_pooler(lm: Any) -> None:
+    """Removes the layer that BERT and its like have behind the first token's state, in place: no vector is read there.
+
+    A checkpoint may lack its weights, which would then be random, and no gradient would reach them.
+    """
+    if hasattr(lm, POOLER):
+        setattr(lm, POOLER, None)
 
 
 def is_quantized(config: ModelConfig) -> bool:
@@ -309,14 +273,14 @@ def _quantization(config: ModelConfig) -> dict[str, Any]:
     return {"quantization_config": settings, "device_map": {"": device}}
 
 
-def read_weights(auto: Any, folder: Path, config: ModelConfig, what: str, **settings: Any) -> tuple[Any, set[str]]:
+def read_weights(auto: Any, what: str, folder: Path, config: ModelConfig, **settings: Any) -> tuple[Any, set[str]]:
     """Returns a model in evaluation mode on its device, and the names of the weights that the folder lacks.
 
     Args:
         auto: A class of transformers that picks the model's own class.
+        what: What the model is loaded as, for errors.
         folder: Where config and safetensors are.
         config: How they are loaded.
-        what: What the model is loaded as, for errors.
         settings: Further settings of the model's configuration.
 
     Raises:
@@ -356,19 +320,22 @@ def _incomplete(folder: Path, keys: Iterable[object]) -> ModelError:
     return ModelError(f"{folder}: weights are missing or of the wrong shape: {', '.join(faults[:5])}")
 
 
-def _outline(folder: Path, config: ModelConfig) -> Any:
-    """Returns the model as its configuration describes it, on the device `meta`: no tensor holds anything."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+def _outline(folder: Path, config: ModelConfig, *, encoder: bool) -> tuple[Any, bool]:
+    """Returns the model as its configuration describes it, on the device `meta`: no tensor holds anything.
 
+    Whether the folder holds an LM head is taken on trust.
+    """
+    from transformers import AutoConfig
+
+    auto, what = class_of(folder, encoder=encoder)
     try:
         settings = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=config.trust_remote_code)
         with torch.device("meta"):
-            lm: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-                settings, dtype=torch.float32, trust_remote_code=config.trust_remote_code
-            )
+            lm: Any = auto.from_config(settings, dtype=torch.float32, trust_remote_code=config.trust_remote_code)
     except Exception as error:  # a damaged config.json can fail anywhere in transformers
-        raise ModelError(f"{folder}: cannot be made a causal language model: {first_line(error)}") from error
-    return lm.requires_grad_(True).eval()
+        raise ModelError(f"{folder}: cannot be made {what}: {first_line(error)}") from error
+    drop_pooler(lm)
+    return lm.requires_grad_(True).eval(), not encoder
 
 
 def first_line(error: BaseException) -> str:
@@ -379,9 +346,8 @@ def first_line(error: BaseException) -> str:
 
 def write_contract(folder: Path, contract: Contract) -> None:
     """Gives a folder that has none a contract and its probe: a base model then says how it is to be used."""
-    model = load_model(
-        ModelConfig(model=str(folder), template=contract.template.name, bos="yes" if contract.bos else "no")
-    )
+    bos: Literal["auto", "yes", "no"] = "auto" if not contract.causal else "yes" if contract.bos else "no"
+    model = load_model(ModelConfig(model=str(folder), template=contract.template.name, bos=bos))
     model.contract = contract
     write_json_atomic(folder / contracts.FILE_NAME, contracts.make_record(folder, contract, model.make_probe()))
 

@@ -1,9 +1,10 @@
-"""Any Hugging Face decoder as an embedding model: load, embed, save.
+"""Any Hugging Face decoder, or encoder, as an embedding model: embed, save, probe.
 
 Shapes: B rows of one batch, W their padded width, K slots, D hidden size, n rows in all.
 
 Rows are always padded on the right: under causal attention no real token can then see padding, so that neither mask
-nor position ids are needed, and sliding windows and ALiBi work as the model's own code defines them.
+nor position ids are needed, and sliding windows and ALiBi work as the model's own code defines them. An encoder is told
+by a mask which tokens are real; its position ids, too, are then those of the row alone.
 """
 
 import re
@@ -23,9 +24,11 @@ from llara.batching import Indices, budget_batches
 from llara.contract import Contract
 from llara.errors import ConfigError, ModelError, StorageError
 from llara.files import disk_errors, free_bytes, publish_folder, temporary_path, write_json_atomic
+from llara.pooling import POOLS, real_tokens
 from llara.templates import BoundTemplate, SideName, missing_tokens
 
 OnBatch = Callable[[int], None]
+PROJECTION = "projection"  # what the part of an encoder is called that stands between pooling and vector
 SIDES: tuple[SideName, ...] = ("query", "passage")
 
 PROBE_TEXTS = (
@@ -53,10 +56,10 @@ class Pass(NamedTuple):
 
 
 class EmbeddingModel:
-    """A causal language model with its tokenizer and contract.
+    """A causal language model, or an encoder, with its tokenizer and contract.
 
     Attributes:
-        lm: The transformers model, with its LM head; LoRA layers may be injected into it.
+        lm: The transformers model, a decoder's with its LM head; LoRA layers may be injected into it.
         tokenizer: Its tokenizer.
         contract: How text becomes a vector.
         name: What the user called the model.
@@ -88,9 +91,18 @@ class EmbeddingModel:
 
     @property
     def dim(self) -> int:
-        """D, the size of a vector: what the LM head takes, which some models project their states down to."""
+        """D, the size of a vector: what the LM head takes, which some models project their states down to, or what an
+        encoder's own projection gives.
+        """
+        if self.projection is not None:
+            return int(self.projection.out_features)
         head = self.lm.get_output_embeddings()
         return int(self.lm.config.get_text_config().hidden_size if head is None else head.weight.shape[-1])
+
+    @property
+    def projection(self) -> Any:
+        """A linear map from the pooled state to the vector, None where there is none; some encoders (GTR) have one."""
+        return getattr(self.lm, PROJECTION, None)
 
     @property
     def positions(self) -> int | None:
@@ -114,8 +126,16 @@ class EmbeddingModel:
 
     def trunk(self, **inputs: Any) -> Tensor:
         """Returns the last hidden states after the final norm, [B, W, D]; `inputs` are those of the model's forward."""
+        if not self.contract.causal:  # it is all trunk, and has no cache to leave unused
+            found: Tensor = self.lm(**inputs).last_hidden_state
+            return found
         states: Tensor = self.lm.base_model(**inputs, use_cache=False).last_hidden_state
         return states
+
+    def states(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """Returns the last hidden states [B, W, D] of rows padded on the right: int64 [B, W], and their lengths [B]."""
+        mask = None if self.contract.causal else real_tokens(lengths, ids.shape[1]).long()
+        return self.trunk(input_ids=ids, attention_mask=mask)
 
     def head(self, states: Tensor) -> Tensor:
         """Returns the LM head's logits [..., V] with the model's own scaling and soft-cap (Cohere, Granite, Gemma)."""
@@ -158,7 +178,7 @@ class EmbeddingModel:
         are kept where grad mode is on.
 
         Args:
-            rows: Token ids, template included; each ends with its slots.
+            rows: Token ids, template included; a decoder's end with their slots.
             slots: K, one for all rows or one per row.
             token_budget: See `budget_batches`; None takes `TOKEN_BUDGET` for the model's device.
             on_batch: Called after each batch with its number of rows.
@@ -183,25 +203,22 @@ class EmbeddingModel:
         budget = token_budget or TOKEN_BUDGET.get(self.device.type, 16384)
         for batch in budget_batches([len(row) for row in rows], budget):
             ids, lengths = self.pad([rows[i] for i in batch])
-            states = self.trunk(input_ids=ids, attention_mask=None)
+            states = self.states(ids, lengths)
             yield Pass(batch, states, lengths, [per_row[i] for i in batch])
             if on_batch is not None:
                 on_batch(len(batch))
 
     def pool(self, states: Tensor, ends: Tensor, counts: Sequence[int]) -> Tensor:
-        """Returns the mean of the hidden states at the slots, [B, D], at unit length where the contract says so.
+        """Returns the vectors of rows, float32 [B, D], pooled and at unit length as the contract says.
 
         Args:
-            states: [B, W, D].
-            ends: int64 [B], one past the last slot.
+            states: [B, W, hidden size].
+            ends: int64 [B], one past the last token, which in a decoder's row is the last slot.
             counts: Slots per row, B of them.
         """
-        most = max(counts)
-        slots = torch.tensor(counts, device=states.device)[:, None]
-        is_slot = torch.arange(most, device=states.device) >= most - slots  # [B, most]
-        # In float32, also where the model runs in less: a vector of unit length is one to seven digits.
-        weights = is_slot.float() / slots
-        vectors = (slot_states(states, ends, most).float() * weights[..., None]).sum(dim=1)
+        vectors = POOLS[self.contract.pooling](states, ends, counts)
+        if self.projection is not None:
+            vectors = self.projection(vectors.to(states.dtype)).float()
         return F.normalize(vectors, dim=-1) if self.contract.normalise else vectors
 
     def encode(
@@ -311,7 +328,12 @@ class EmbeddingModel:
 def positions_of(lm: Any) -> int | None:
     """Returns the longest row that a model has positions for, None where it names no limit."""
     limit = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
-    return limit if isinstance(limit, int) and limit > 0 else None
+    if not isinstance(limit, int) or limit <= 0:
+        return None
+    # RoBERTa and its like count positions from behind that of padding, which their tables have a row for.
+    tables = (module for name, module in lm.named_modules() if name.endswith("position_embeddings"))
+    padding = next((place for table in tables if (place := getattr(table, "padding_idx", None)) is not None), -1)
+    return limit - padding - 1
 
 
 def pad_id_of(tokenizer: Any) -> int:
@@ -361,9 +383,3 @@ def write_errors(path: Path) -> Iterator[None]:
         reason = str(error).strip().partition("\n")[0]
         free = free_bytes(path.parent)
         raise StorageError(path, f"cannot be written ({reason}); {free:,} bytes are free") from error
-
-
-def slot_states(states: Tensor, ends: Tensor, count: int) -> Tensor:
-    """Returns the hidden states at the `count` positions before `ends` (int64 [B]), [B, count, D]."""
-    positions = (ends[:, None] - count + torch.arange(count, device=states.device)).clamp(min=0)
-    return states.gather(1, positions[..., None].expand(-1, -1, states.shape[-1]))

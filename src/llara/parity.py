@@ -5,6 +5,7 @@ sliding windows off, and ALiBi takes its distances from the mask's shape. Compar
 finds out, too, in which form a model takes a mask.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from llara.errors import ModelError
 from llara.masks import Layout, MaskForm, branch_layout, packed_layout, prepared_mask
-from llara.model import EmbeddingModel, slot_states
+from llara.model import EmbeddingModel
+from llara.pooling import slot_states
 from llara.templates import BoundSide, BoundTemplate
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6, torch.float16: 3e-2, torch.bfloat16: 1e-1}
@@ -118,13 +120,66 @@ def check_padding(model: EmbeddingModel, template: BoundTemplate, text_length: i
         alone[name] = [_alone(model, row, side.slots) for row in rows]
         ids, lengths = model.pad(rows)
         states = model.trunk(input_ids=ids, attention_mask=None)
-        worst = _difference(list(slot_states(states, lengths, side.slots)), alone[name])
-        if not worst <= _tolerance(model):
-            raise ModelError(
-                f"{model.name}: its vectors depend on the padding beside a text (difference {worst:.1e}), "
-                "so it cannot be trained in batches here; is it a causal decoder?"
-            )
+        _refuse_dependence(model, _difference(list(slot_states(states, lengths, side.slots)), alone[name]))
     return alone
+
+
+@torch.no_grad()
+def check_vectors(model: EmbeddingModel, template: BoundTemplate, text_length: int) -> None:
+    """Compares the vectors of texts in one padded batch with those of each text alone.
+
+    Raises:
+        ModelError: They differ.
+    """
+    for _, side in _sides(template):
+        texts = _texts(model, side.prefix, text_length, _overhead(template))
+        rows = [[*text, *side.suffix] for text in texts]
+        alone = [model.embed([row], side.slots)[0] for row in rows]
+        together = model.embed(rows, side.slots, token_budget=sys.maxsize)
+        _refuse_dependence(model, _difference(list(together), alone))
+
+
+def _refuse_dependence(model: EmbeddingModel, worst: float) -> None:
+    if not worst <= _tolerance(model):
+        raise ModelError(
+            f"{model.name}: its vectors depend on the padding beside a text (difference {worst:.1e}), "
+            f"so it cannot be run in batches here{'; is it a causal decoder?' if model.contract.causal else ''}"
+        )
+
+
+def check_direction(model: EmbeddingModel) -> None:
+    """Checks that positions see what the model's contract says: what stands before them, or all but padding.
+
+    Raises:
+        ModelError: They do not.
+    """
+    (check_causal if model.contract.causal else check_encoder)(model)
+
+
+@torch.no_grad()
+def check_encoder(model: EmbeddingModel) -> None:
+    """Compares the states of a text's first tokens with those that they have before other tokens, and before padding.
+
+    Raises:
+        ModelError: A position sees nothing of what stands after it, or sees padding, or the model takes no mask at all.
+    """
+    rows = int(model.lm.get_input_embeddings().weight.shape[0])
+    text = torch.arange(3, 27, device=model.device) % rows
+    one, other = text[None, :16], torch.cat([text[:8], text[16:]])[None]
+    whole, half = (torch.tensor([length], device=model.device) for length in (16, 8))
+    try:
+        first, second = model.states(one, whole)[0, :8], model.states(other, whole)[0, :8]
+        alone, padded = model.states(one[:, :8], half)[0], model.states(one, half)[0, :8]
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise ModelError(
+            f"{model.name}: takes no token ids with a mask, as an encoder of text does ({type(error).__name__})"
+        ) from error
+    if torch.equal(first, second):  # to the bit: under causal attention nothing has changed for them
+        raise ModelError(
+            f"{model.name}: its positions see nothing of what stands after them, so it is a causal decoder, and "
+            f"template {model.contract.template.name!r} is for encoders"
+        )
+    _refuse_dependence(model, _difference([padded], [alone]))
 
 
 @torch.no_grad()

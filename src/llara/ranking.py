@@ -1,7 +1,7 @@
 """Queries and the indexes of one corpus: texts are encoded once for all of them, and each index gives its hits."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -17,6 +17,7 @@ from llara.index.build import AnyIndex, open_index
 from llara.index.flat import FlatIndex
 from llara.index.sparse import SparseIndex
 from llara.records import Hit, Query
+from llara.templates import Template
 from llara.terms import Terms
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ def open_retriever(indexes: Sequence[tuple[Path, ModelIndex]], config: ModelConf
     from llara.retriever import Retriever  # imports torch, which a search in words does not need
 
     try:
-        retriever = Retriever.for_job(replace(config, model=model))
+        retriever = Retriever.for_job(replace(config, model=model), _template_of(*indexes[0]))
     except ModelError as error:
         if config.model:
             raise
@@ -176,6 +177,13 @@ def open_retriever(indexes: Sequence[tuple[Path, ModelIndex]], config: ModelConf
     for _, each in indexes:
         check_model(each, model, retriever.identity)
     return retriever
+
+
+def _template_of(folder: Path, index: ModelIndex) -> Template | None:
+    """Returns the template that the index's vectors were made with, so that a base model need not be told it again."""
+    contract = (index.manifest.model or {}).get("contract")
+    values = contract.get("template") if isinstance(contract, Mapping) else None
+    return Template.from_dict(values, str(folder)) if isinstance(values, Mapping) else None
 
 
 def check_model(index: ModelIndex, model: str, identity: dict[str, Any]) -> None:

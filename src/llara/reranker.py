@@ -22,11 +22,12 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from llara import contract as contracts
+from llara.agreement import adds_bos
 from llara.batching import budget_batches
 from llara.config import ModelConfig
 from llara.errors import ConfigError, ModelError
 from llara.files import sha256_file
-from llara.loading import adds_bos, first_line, load_tokenizer, read_weights, resolve
+from llara.loading import first_line, load_tokenizer, read_weights, resolve
 from llara.model import TOKEN_BUDGET, TOLERANCE, OnBatch, pad_id_of, pad_rows, positions_of, publish_model
 from llara.pairs import PairContract, PairEncoder, load_pair_template
 from llara.progress import note
@@ -284,7 +285,7 @@ def _load_classifier(folder: Path, config: ModelConfig, *, needs_head: bool) -> 
     from transformers import AutoModelForSequenceClassification
 
     lm, missing = read_weights(
-        AutoModelForSequenceClassification, folder, config, "a reranker with one score", num_labels=1
+        AutoModelForSequenceClassification, "a reranker with one score", folder, config, num_labels=1
     )
     head = getattr(lm, HEAD, None)
     if not isinstance(head, nn.Linear) or lm.base_model is lm:

@@ -11,7 +11,7 @@ from llara.errors import ConfigError
 from llara.lexical import TermOptions, TermReader
 from llara.loading import load_model
 from llara.model import EmbeddingModel, OnBatch
-from llara.templates import SideName
+from llara.templates import SideName, Template
 from llara.terms import Terms
 
 Vectors = npt.NDArray[np.float32]
@@ -62,9 +62,9 @@ class Retriever:
         return cls.for_job(config)
 
     @classmethod
-    def for_job(cls, config: ModelConfig) -> "Retriever":
-        """Opens the model that a job's configuration names; raises as `load` does."""
-        return cls(load_model(config))
+    def for_job(cls, config: ModelConfig, usual: Template | None = None) -> "Retriever":
+        """Opens the model that a job's configuration names, see `load_model` for `usual`; raises as `load` does."""
+        return cls(load_model(config, usual=usual))
 
     @property
     def dim(self) -> int:

@@ -4,6 +4,9 @@ A template has two sides, one for queries and one for passages. Where both share
 text: SELF is the passage side, NEXT the query side, since a relevant passage is a plausible next sentence of a query
 (Llama2Vec, section 3). A *slot* is a position whose hidden state is read as embedding; slots always end a side.
 
+A template of an encoder has no slots: its vector is the state of the first token (`cls`) or the mean over all tokens
+(`mean`), and a text stands between the special tokens that its tokenizer adds by itself, such as [CLS] and [SEP].
+
 No token id is written down here: ids come from the tokenizer that a template is bound to.
 """
 
@@ -12,11 +15,13 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from llara.errors import ConfigError, DataError, ModelError, nearest
 
 SideName = Literal["query", "passage"]
+Pooling = Literal["mean_of_slots", "cls", "mean"]
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 EOS = "{eos}"  # in a template's slots: the model's own end-of-sequence token
 
 
@@ -38,26 +43,42 @@ class Side:
 class Template:
     """Both sides, and what adaptation needs to know of them.
 
-    `loss_scale` is the factor on the EBAE and EBAR losses that the template's recipe uses.
+    `loss_scale` is the factor on the EBAE and EBAR losses that the template's recipe uses. `pooling` says which states
+    become the vector, and so what kind of model it is for; `normalise`, whether vectors have unit length.
     """
 
     name: str
     query: Side
     passage: Side
     loss_scale: float = 1.0
+    pooling: Pooling = "mean_of_slots"
+    normalise: bool = True
+
+    @property
+    def encoder(self) -> bool:
+        """Whether it is for encoders, whose positions see the whole text; else for causal decoders."""
+        return self.pooling != "mean_of_slots"
 
     @property
     def branches(self) -> bool:
         """Whether both sides can share one text in one forward pass, which adaptation needs."""
         sides = (self.query, self.passage)
         same_start = self.query.prefix == self.passage.prefix and not any(side.joint for side in sides)
-        return same_start and (self.query.suffix, self.query.slots) != (self.passage.suffix, self.passage.slots)
+        return (
+            not self.encoder
+            and same_start
+            and (self.query.suffix, self.query.slots) != (self.passage.suffix, self.passage.slots)
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Returns JSON values that `from_dict` reads back."""
         plain = asdict(self)
         for side in ("query", "passage"):
             plain[side]["slots"] = list(plain[side]["slots"])
+        # What is as ever stays unsaid: contracts that were saved before it could be said keep their fingerprints.
+        for name in ("pooling", "normalise"):
+            if plain[name] == _DEFAULTS[name]:
+                del plain[name]
         return plain
 
     @classmethod
@@ -67,38 +88,50 @@ class Template:
         Raises:
             ConfigError: Fields that are missing, unknown, or of the wrong type; all of them at once.
         """
-        problems = _unknown(values, ("name", "query", "passage", "loss_scale"), source)
+        problems = _unknown(values, ("name", "query", "passage", "loss_scale", "pooling", "normalise"), source)
         name, scale = values.get("name"), values.get("loss_scale", 1.0)
+        pooling, normalise = (values.get(key, default) for key, default in _DEFAULTS.items())
         if not isinstance(name, str) or not name:
             problems.append(f"{source}: name must be a string")
         if not isinstance(scale, int | float) or isinstance(scale, bool) or not 0 < scale < math.inf:
             problems.append(f"{source}: loss_scale must be a number above 0")
+        if pooling not in POOLINGS:
+            problems.append(f"{source}: pooling must be one of {', '.join(POOLINGS)}")
+        if not isinstance(normalise, bool):
+            problems.append(f"{source}: normalise must be true or false")
+        encoder = pooling in POOLINGS[1:]
         sides = {}
         for key in ("query", "passage"):
             try:
-                sides[key] = _side(values.get(key), f"{source}: [{key}]")
+                sides[key] = _side(values.get(key), f"{source}: [{key}]", encoder=encoder)
             except ConfigError as error:
                 problems.extend(error.problems)
         if problems:
             raise ConfigError(problems)
-        return cls(str(name), sides["query"], sides["passage"], float(scale))
+        return cls(str(name), sides["query"], sides["passage"], float(scale), pooling, normalise)
+
+
+_DEFAULTS: dict[str, Any] = {"pooling": Template.pooling, "normalise": Template.normalise}
 
 
 def _unknown(values: Mapping[str, Any], known: Sequence[str], source: str) -> list[str]:
     return [f"{source}: unknown key {key!r}{nearest(key, known)}" for key in values if key not in known]
 
 
-def _side(values: Any, source: str) -> Side:
+def _side(values: Any, source: str, *, encoder: bool) -> Side:
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{source} is missing; it needs prefix, suffix and slots")
+        raise ConfigError(f"{source} is missing; it needs prefix, suffix and {'no ' if encoder else ''}slots")
     problems = _unknown(values, ("prefix", "suffix", "slots", "joint"), source)
-    prefix, suffix, joint = values.get("prefix", ""), values.get("suffix", ""), values.get("joint", False)
-    slots = values.get("slots")
+    prefix, suffix, joint = values.get("prefix", ""), values.get("suffix", ""), values.get("joint", encoder)
+    slots = values.get("slots", () if encoder else None)
     if not isinstance(prefix, str) or not isinstance(suffix, str):
         problems.append(f"{source} prefix and suffix must be strings")
     if not isinstance(joint, bool):
         problems.append(f"{source} joint must be true or false")
-    if not isinstance(slots, list | tuple) or not slots or not all(isinstance(slot, str) and slot for slot in slots):
+    if encoder:
+        if slots not in ([], ()):
+            problems.append(f"{source} slots are read of decoders; with pooling cls or mean, leave them out")
+    elif not isinstance(slots, list | tuple) or not slots or not all(isinstance(each, str) and each for each in slots):
         problems.append(f'{source} slots must be a list of at least one token, such as ["{EOS}"]')
     if problems:
         raise ConfigError(problems)
@@ -123,7 +156,21 @@ REPLLAMA = Template(
     query=Side("query: ", "", (EOS,), joint=True),
     passage=Side("passage: ", "", (EOS,), joint=True),
 )
-TEMPLATES = {template.name: template for template in (PAPER, RELEASE, REPLLAMA)}
+PLAIN = Side("", "", (), joint=True)
+# Encoders without a prompt, by what they were trained with: SimLM and its like, GTR and its like.
+CLS = Template("cls", PLAIN, PLAIN, pooling="cls")
+MEAN = Template("mean", PLAIN, PLAIN, pooling="mean")
+# Text Embeddings by Weakly-Supervised Contrastive Pre-training, section 3.
+E5 = Template("e5", Side("query: ", "", (), joint=True), Side("passage: ", "", (), joint=True), pooling="mean")
+# The English models' card; passages have no prompt.
+BGE = Template(
+    "bge", Side("Represent this sentence for searching relevant passages: ", "", (), joint=True), PLAIN, pooling="cls"
+)
+# Its published checkpoints are compared by inner products of vectors as they are.
+RETROMAE = Template("retromae", PLAIN, PLAIN, pooling="cls", normalise=False)
+DECODERS = (PAPER, RELEASE, REPLLAMA)
+ENCODERS = (E5, BGE, RETROMAE, CLS, MEAN)
+TEMPLATES = {template.name: template for template in (*DECODERS, *ENCODERS)}
 
 
 def load_template(name: str) -> Template:
@@ -147,7 +194,7 @@ def load_template(name: str) -> Template:
 
 
 class BoundSide(NamedTuple):
-    """A side in token ids: `prefix` + text + `suffix`, the last `slots` ids being the slots.
+    """A side in token ids: `prefix` + text + `suffix`, the last `slots` ids being the slots; an encoder has none.
 
     A joint prefix comes with the text; `joint_length` is how many tokens it takes on its own.
     """
@@ -191,6 +238,19 @@ def tokenize(tokenizer: Any, texts: Sequence[str], *, special: bool = False) -> 
     return ids
 
 
+def special_frame(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Returns the special tokens that a tokenizer itself puts in front of a text, and behind it.
+
+    Raises:
+        ModelError: It does something else with a text.
+    """
+    (text,), whole = tokenize(tokenizer, ["a"]), tokenizer("a", verbose=False)["input_ids"]
+    for start in range(len(whole) - len(text) + 1):
+        if whole[start : start + len(text)] == text:
+            return tuple(whole[:start]), tuple(whole[start + len(text) :])
+    raise ModelError("the tokenizer changes a text where it adds its special tokens, so these cannot be told apart")
+
+
 class BoundTemplate:
     """A template bound to a tokenizer: turns texts into token ids, and never truncates prompt, slots or EOS.
 
@@ -200,7 +260,8 @@ class BoundTemplate:
         bos: Whether every text starts with the tokenizer's BOS token.
 
     Raises:
-        ModelError: The tokenizer lacks a slot token, or BOS is asked for and there is none.
+        ModelError: The tokenizer lacks a slot token, or BOS is asked for and there is none; of an encoder, it adds no
+            special tokens that could be told from the text, or none in front for `cls` to read.
     """
 
     def __init__(self, template: Template, tokenizer: Any, *, bos: bool) -> None:
@@ -214,9 +275,21 @@ class BoundTemplate:
             )
         self.template = template
         self.tokenizer = tokenizer
-        self.bos_ids: tuple[int, ...] = (tokenizer.bos_token_id,) if bos else ()
+        self._before, self._after = self._frame(bos)
         self.query = self._bind(template.query)
         self.passage = self._bind(template.passage)
+
+    def _frame(self, bos: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Returns what stands at the very start and end of each row."""
+        if not self.template.encoder:
+            return (self.tokenizer.bos_token_id,) if bos else (), ()
+        before, after = special_frame(self.tokenizer)
+        if not before and self.template.pooling == "cls":
+            raise ModelError(
+                f"the tokenizer puts no token in front of a text, and template {self.template.name!r} reads the first "
+                "one; give a --template with mean pooling"
+            )
+        return before, after
 
     def _bind(self, side: Side) -> BoundSide:
         prefix = [] if side.joint or not side.prefix else self._tokenize([side.prefix], special=True)[0]
@@ -227,7 +300,8 @@ class BoundTemplate:
         ]
         joint_prefix = side.prefix if side.joint else ""
         joint_length = len(self._tokenize([joint_prefix])[0]) if joint_prefix else 0
-        return BoundSide((*self.bos_ids, *prefix), (*suffix, *slots), len(slots), joint_prefix, joint_length)
+        before, after = (*self._before, *prefix), (*suffix, *slots, *self._after)
+        return BoundSide(before, after, len(slots), joint_prefix, joint_length)
 
     def _tokenize(self, texts: Sequence[str], *, special: bool = False) -> list[list[int]]:
         # A prompt may name special tokens; a text that spells "</s>" or "<s1>" must not be able to place a slot.

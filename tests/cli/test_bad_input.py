@@ -169,7 +169,8 @@ def test_models_of_other_kinds(run: Run, tmp_path: Path, corpus: Path, command: 
     assert "model: is an encoder (bert), whose positions see what stands after them" in refusal(model_type="bert")
     reranker = refusal(model_type="llama", architectures=["LlamaForSequenceClassification"])
     assert "model: is a reranker, which scores a query with a document" in reranker
-    assert "model: has no tokenizer" in refusal(model_type="t5")
+    assert "model: is an encoder (t5), whose positions see" in refusal(model_type="t5")
+    assert "model: has no tokenizer" in refusal(model_type="llama")
 
 
 def test_output_of_another_configuration(run: Run, tmp_path: Path, corpus: Path) -> None:

@@ -1,4 +1,4 @@
-"""The presets say what was published, and train a LLaMA as they stand."""
+"""The presets say what was published, and train a LLaMA, or an encoder, as they stand."""
 
 import tomllib
 from dataclasses import replace
@@ -12,6 +12,7 @@ from llara.model import EmbeddingModel
 from llara.retriever import Retriever
 from llara.training import finetune as finetune_module
 from llara.training.finetune import finetune
+from tests import tiny_encoder
 from tests.training.examples import row
 from tests.training.helpers import write_lines
 
@@ -38,6 +39,16 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "query_length": 32,
         "passage_length": 196,
     },
+    "encoder": {
+        "template": "bge",
+        "lora_rank": 0,
+        "learning_rate": 1e-5,
+        "epochs": 2.0,
+        "negatives": 7,
+        "temperature": 0.02,
+        "query_length": 512,
+        "passage_length": 512,
+    },
 }
 MAPS = {
     "llara": {"q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj"},
@@ -58,7 +69,7 @@ def test_a_preset_says_what_was_published(root: Path, name: str) -> None:
     assert (config.steps, config.distill, config.margin) == (None, "none", None)
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", MAPS)
 def test_a_preset_trains_a_llama(
     root: Path, base: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,3 +92,14 @@ def test_a_preset_trains_a_llama(
     contract = Retriever.load(str(config.output), device="cpu").model.contract
     assert contract.template.name == ("paper" if name == "llara" else name)
     assert (contract.query_length, contract.passage_length) == (config.query_length, config.passage_length)
+
+
+def test_the_preset_of_encoders_trains_a_bert(root: Path, tmp_path: Path) -> None:
+    base = tiny_encoder.save_encoder(tmp_path / "base", max_position_embeddings=512)
+    train = write_lines(tmp_path / "mined.jsonl", [row(f"why {i}", [f"the sky {i}"], ["a file"] * 8) for i in range(4)])
+    made = {"model": str(base), "train": (train,), "output": tmp_path / "out", "device": "cpu", "offline": True}
+    config = replace(preset(root, "encoder"), **made, batch_size=2)
+    assert finetune(config).steps == 4
+    contract = Retriever.load(str(config.output), device="cpu").model.contract
+    assert (contract.template.name, contract.pooling, contract.causal) == ("bge", "cls", False)
+    assert (contract.query_length, contract.passage_length, contract.normalise) == (512, 512, True)

@@ -59,7 +59,8 @@ class ModelConfig(JobConfig):
     model: str = ""
     """Model folder, hub id, or `mini` for the small base model inside the package."""
     template: str | None = None
-    """paper, release, repllama, or a TOML file of your own; default: what the model folder says, else paper."""
+    """paper, release or repllama for decoders; e5, bge, retromae, cls or mean for encoders; or a TOML file of your own.
+    Default: what the model folder says, else paper."""
     bos: Literal["auto", "yes", "no"] = "auto"
     """Start every text with the BOS token; auto: what the model folder says, else what the tokenizer does by itself."""
     dtype: Dtype = "auto"

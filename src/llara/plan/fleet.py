@@ -80,8 +80,13 @@ def run_on_meta(model: EmbeddingModel, width: int, slots: int, dtype: torch.dtyp
 
 
 def _inputs(model: EmbeddingModel, width: int) -> dict[str, Tensor]:
-    """Returns one row under a prepared mask, or, for a model that takes none (see `parity`), under a plain one."""
+    """Returns one row under a prepared mask, or, for a model that takes none (see `parity`), under a plain one.
+
+    An encoder's row, which has no padding, is under none.
+    """
     ids = torch.zeros(1, width, dtype=torch.long, device=model.device)
+    if not model.contract.causal:
+        return {"input_ids": ids}  # a mask of padding is looked at, and there is nothing to see on `meta`
     mask = torch.ones(1, 1, width, width, dtype=torch.bool, device=model.device)
     prepared = {"input_ids": ids, "attention_mask": mask, "position_ids": torch.zeros_like(ids)}
     try:

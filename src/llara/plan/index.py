@@ -30,6 +30,7 @@ from llara.plan.measure import (
 from llara.plan.report import NOTHING, Estimate
 from llara.progress import hushed
 from llara.records import Document
+from llara.templates import MEAN
 from llara.terms import Terms
 
 SHARD = 10_000  # vectors written at once; what `encode` makes where nothing else is said
@@ -129,7 +130,7 @@ def _of_corpus(config: PlanIndexConfig) -> _Input:
         from llara.loading import load_model  # brings torch, which an index of vectors does without
 
         with hushed():
-            dim = load_model(model, for_training=True, weights=False).dim
+            dim = load_model(model, for_training=True, weights=False, usual=MEAN).dim  # any template will do
     how = f"documents were {'counted' if found.counted else 'estimated'}"
     return _Input(count, documents, found.sample, dim, found.read_seconds, (how, *found.remarks))
 

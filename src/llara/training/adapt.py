@@ -112,6 +112,11 @@ def recall(module: AdaptModule, source: ChunkSource) -> Measure | None:
 def objective_of(config: AdaptConfig, model: EmbeddingModel) -> Plan:
     """Returns how the objective runs on this model, in one pass where `choose_passes` finds no fault with that."""
     template = model.contract.template
+    if not model.contract.causal:
+        raise ModelError(
+            f"{config.model}: is an encoder, so it has no causal LM head, which adaptation projects through; adapt a "
+            "causal decoder, or train this one with finetune"
+        )
     if config.objective != "lm" and not template.branches:
         raise ConfigError(
             f"--template: {template.name!r} has no two branches over one text, which adaptation needs; "

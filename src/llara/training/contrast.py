@@ -186,7 +186,7 @@ class ContrastModule(TrainModule):
     def encode(self, batch: Batch) -> Tensor:
         """Returns the vectors of one pass, float32 [n, D]."""
         model = self._model[0]
-        states = model.trunk(input_ids=batch["ids"], attention_mask=None)
+        states = model.states(batch["ids"], batch["lengths"])
         return model.pool(states, batch["lengths"], batch["slots"])[: len(batch["rows"])]
 
     def prepare(self, passes: Sequence[Batch], model: nn.Module) -> None:

@@ -7,7 +7,7 @@ from llara.config import FinetuneConfig
 from llara.contract import Contract
 from llara.loading import load_model
 from llara.model import EmbeddingModel
-from llara.parity import check_padding
+from llara.parity import check_vectors
 from llara.progress import note
 from llara.training.arguments import steps_for
 from llara.training.contrast import ContrastModule, ContrastSource, matryoshka_of
@@ -44,7 +44,7 @@ def finetune(config: FinetuneConfig) -> TrainResult:
     ranks, model, identity, earlier = open_run(config, "finetune", lambda: _load(config), lambda: data_identity(config))
     if earlier is not None:
         return earlier
-    check_padding(model, model.bind(), model.contract.passage_length)
+    check_vectors(model, model.bind(), model.contract.passage_length)
     with Workspace(config, identity, ranks) as work:
         with ranks.in_turn():
             examples = open_examples(work.folder / "examples", config)
