@@ -40,7 +40,7 @@ class FakeRetriever:
     identity = IDENTITY
 
     @classmethod
-    def for_job(cls, config: ModelConfig) -> "FakeRetriever":
+    def for_job(cls, config: ModelConfig, usual: Any = None) -> "FakeRetriever":
         return cls()
 
     def encode_queries(self, texts: Sequence[str], **_: Any) -> Any:

@@ -43,7 +43,7 @@ class FakeRetriever:
     identity: dict[str, Any]
 
     @classmethod
-    def for_job(cls, config: ModelConfig) -> "FakeRetriever":
+    def for_job(cls, config: ModelConfig, usual: Any = None) -> "FakeRetriever":
         if config.model.endswith("models/broken"):
             raise ModelError(f"{config.model}: has no tokenizer")
         cls.loaded.append(config.model)

@@ -291,7 +291,10 @@ def read_weights(auto: Any, what: str, folder: Path, config: ModelConfig, **sett
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # a bar for reading weights says little, and ours tell the rest
     if not list(folder.glob("*.safetensors")):
         other = ", ".join(sorted(path.name for path in folder.glob("*.bin"))) or "none"
-        raise ModelError(f"{folder}: holds no .safetensors weights (others: {other}); pickled weights are not read")
+        raise ModelError(
+            f"{folder}: holds no .safetensors weights (others: {other}); pickled weights are not read. "
+            "Convert them where you trust them, with from_pretrained and save_pretrained of transformers"
+        )
     device = pick_device(config.device)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # whoever calls this judges what is missing

@@ -89,7 +89,10 @@ class Retriever:
     def encode_queries(
         self, texts: Sequence[str], token_budget: int | None = None, on_batch: OnBatch | None = None
     ) -> Vectors:
-        """Returns float32 [len(texts), dim], unit length. `on_batch` is called with the rows done after each batch."""
+        """Returns float32 [len(texts), dim], of unit length if the model's contract says so, as all but a few do.
+
+        `on_batch` is called with the rows done after each batch.
+        """
         _refuse_string(texts, "texts")
         return self._encode(texts, "query", token_budget, None, on_batch)
 
@@ -101,7 +104,7 @@ class Retriever:
         max_length: int | None = None,
         on_batch: OnBatch | None = None,
     ) -> Vectors:
-        """Returns float32 [len(texts), dim], unit length; titles are joined as the model's contract says.
+        """Returns float32 [len(texts), dim], see `encode_queries`; titles are joined as the model's contract says.
 
         Raises:
             ConfigError: Texts and titles differ in number, or `max_length` leaves no room for text.

@@ -160,7 +160,7 @@ PLAIN = Side("", "", (), joint=True)
 # Encoders without a prompt, by what they were trained with: SimLM and its like, GTR and its like.
 CLS = Template("cls", PLAIN, PLAIN, pooling="cls")
 MEAN = Template("mean", PLAIN, PLAIN, pooling="mean")
-# Text Embeddings by Weakly-Supervised Contrastive Pre-training, section 3.
+# Text Embeddings by Weakly-Supervised Contrastive Pre-training (Wang et al., 2022), and its models' cards.
 E5 = Template("e5", Side("query: ", "", (), joint=True), Side("passage: ", "", (), joint=True), pooling="mean")
 # The English models' card; passages have no prompt.
 BGE = Template(

@@ -187,12 +187,15 @@ def test_encoded_searched_and_evaluated_like_any_other(family: str, folder: Fold
     )
     qrels = tmp_path / "qrels.tsv"
     qrels.write_text("".join(f"q{i} 0 d{i} 1\n" for i in range(len(data))))
-    template = None if family == "t5" else "mean"
+    own = tmp_path / "own.toml"
+    own.write_text('name = "own"\npooling = "mean"\n[query]\nprefix = "Q: "\n[passage]\nprefix = "Q: "\n')
+    template = None if family == "t5" else str(own)
     common = {"model": str(base), "device": "cpu", "offline": True}
     encode(EncodeConfig(**common, template=template, corpus=(corpus,), output=tmp_path / "vectors", shard_size=5))
     assert "all the same" in verify(VerifyConfig(path=tmp_path / "vectors")).vectors
     build_index(IndexConfig(vectors=tmp_path / "vectors", output=tmp_path / "index"))
-    # The index says which model made it, and by which template.
+    # The index says which model made it, and by which template: it need not even be there any more.
+    own.unlink()
     found = search(
         SearchConfig(
             index=tmp_path / "index", queries=queries, output=tmp_path / "run.trec", device="cpu", offline=True
@@ -202,6 +205,10 @@ def test_encoded_searched_and_evaluated_like_any_other(family: str, folder: Fold
     measured = evaluate(EvaluateConfig(run=(tmp_path / "run.trec",), qrels=qrels, metrics=("RR@10",)))
     (means,) = measured.means.values()
     assert means["RR@10"] > 0.9
+    asked = SearchConfig(index=tmp_path / "index", query="why", template="cls", device="cpu", offline=True)
+    if family == "roberta":
+        with pytest.raises(ModelError, match=r"contract\.normalise|contract\.pooling was 'mean', is 'cls'"):
+            search(asked)
 
 
 def test_plans_of_an_encoder(folder: Folders, tmp_path: Path) -> None:
