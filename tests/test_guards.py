@@ -25,7 +25,7 @@ LAYERS = (
     ("files", "outputs", "progress", "invocation", "hardware", "templates", "contract", "pairs", "batching", "data"),
     ("masks", "losses", "model", "lexical", "parity", "loading"),
     (
-        *("retriever", "reranker", "encoding", "index", "fuse", "search", "rerank", "mine", "evaluate"),
+        *("retriever", "reranker", "encoding", "index", "fuse", "search", "rerank", "mine", "explain", "evaluate"),
         *("training", "plan", "verify", "doctor", "demo"),
     ),
     ("cli", "__main__"),

@@ -128,10 +128,7 @@ def write_atomic(path: Path, chunks: bytes | Iterable[bytes | memoryview], size:
 
 
 def check_output(path: Path, inputs: Iterable[Path], flag: str = "--output") -> None:
-    """Raises, before any work, ConfigError where `path` is an input of its job, StorageError where no file can be.
-
-    `flag` is what the user named the path with.
-    """
+    """Raises, before any work, ConfigError where `path` (of `flag`) is an input, StorageError where no file can be."""
     _refuse_special(path)
     for each in inputs:
         # Of a collection, the files in its folder; a run may lie beside them.

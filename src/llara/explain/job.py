@@ -13,7 +13,8 @@ from llara.data import read_documents
 from llara.data.docstrings import read_docstrings
 from llara.errors import DataError, MissingExtra
 from llara.explain.align import Slots, collect, first_component, measure
-from llara.explain.records import Explanation, ModelView, PairView, SaidTerm, SharedTerm, TextView
+from llara.explain.records import ModelView, PairView, SaidTerm, SharedTerm, TextView
+from llara.explain.result import Explanation
 from llara.lexical import TermOptions, TermReader, Terms
 from llara.loading import load_model, resolve
 from llara.model import EmbeddingModel

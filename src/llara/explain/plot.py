@@ -9,14 +9,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llara.explain.records import Explanation, ModelView, PairView, TextView
+from llara.explain.records import ModelView, PairView, TextView
 from llara.explain.render import beginning, counted, label
+from llara.explain.result import Explanation
 from llara.files import write_atomic
 
 IN_TEXT, EXPANSION, SHARED = "#1f6fb2", "#e08214", "#4d9a5a"  # told apart also by who sees no red or green
 COLUMNS = 3  # panels side by side
-PANEL_WIDTH, BAR_HEIGHT, PANEL_MARGIN, MARGIN = 4.4, 0.22, 1.1, 1.0  # inches
-TITLE_WIDTH, LABEL_WIDTH = 52, 22  # columns of text; some characters take two
+PANEL_WIDTH, BAR_HEIGHT, PANEL_MARGIN, MARGIN = 4.8, 0.22, 1.1, 1.0  # inches
+TITLE_WIDTH, LABEL_WIDTH = 44, 20  # columns of text; some characters take two
 DEFAULT_FONT = "DejaVu Sans"  # comes with matplotlib
 
 
@@ -95,9 +96,9 @@ def _said(view: ModelView, text: TextView, views: Sequence[ModelView], show: int
 
 def _shared(view: ModelView, pair: PairView, views: Sequence[ModelView], show: int) -> Panel:
     terms = pair.shared[:show]
-    found = counted(len(pair.shared), "term") + (f", {len(terms)} shown" if len(terms) < len(pair.shared) else "")
+    found = counted(len(pair.shared), "term") + (f" ({len(terms)} shown)" if len(terms) < len(pair.shared) else "")
     return Panel(
-        f"{_of(view, views)}Shared\n{found}; score of the vectors {pair.score:.3f}",
+        f"{_of(view, views)}Shared\n{found}, score {pair.score:.3f}",
         [label(term.term) for term in terms],
         [term.contribution for term in terms],
         [SHARED] * len(terms),
@@ -111,7 +112,7 @@ def _of(view: ModelView, views: Sequence[ModelView]) -> str:
 
 def _tail(name: str) -> str:
     """Returns the end of a path, which tells models apart."""
-    return name if len(name) <= 28 else f"…{name[-27:]}"
+    return name if len(name) <= 20 else f"…{name[-19:]}"
 
 
 def _draw(rows: Sequence[Sequence[Panel]], explanation: Explanation) -> Any:

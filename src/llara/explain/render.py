@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from llara.explain.records import Explanation, ModelView, PairView, TextView
+from llara.explain.records import ModelView, PairView, TextView
 
 SIDES = {"query": "query (NEXT side)", "passage": "document (SELF side)"}
 WHERE = {True: "text", False: "expansion"}
@@ -24,11 +24,12 @@ UNLIMITED = 10_000  # columns, where no terminal cuts them
 Cells = Sequence[tuple[str, ...]]
 
 
-def render(explanation: Explanation, width: int | None = None, terminal: bool | None = None) -> str:
+def render(views: Sequence[ModelView], show: int, width: int | None = None, terminal: bool | None = None) -> str:
     """Returns all tables; those of two models stand side by side.
 
     Args:
-        explanation: What to show.
+        views: What to show, one per model.
+        show: Terms of each list that are shown.
         width: Columns; default: those of the terminal.
         terminal: Whether to draw with lines and colours; default: whether stdout is a terminal.
     """
@@ -36,9 +37,9 @@ def render(explanation: Explanation, width: int | None = None, terminal: bool | 
     columns = width or (shutil.get_terminal_size((100, 24)).columns if drawn else UNLIMITED)
     out = io.StringIO()
     console = Console(file=out, width=columns, force_terminal=drawn, highlight=False, markup=False, emoji=False)
-    for line in _trust(explanation.views):
+    for line in _trust(views):
         console.print(line, soft_wrap=True)
-    for title, table in _tables(explanation, drawn):
+    for title, table in _tables(views, show, drawn):
         console.print()
         console.print(Text(title, style="bold"), soft_wrap=True)
         console.print(table)
@@ -91,8 +92,7 @@ def _trust(views: Sequence[ModelView]) -> Iterator[str]:
             )
 
 
-def _tables(explanation: Explanation, drawn: bool) -> Iterator[tuple[str, Table]]:
-    views, show = explanation.views, explanation.show
+def _tables(views: Sequence[ModelView], show: int, drawn: bool) -> Iterator[tuple[str, Table]]:
     names = [view.model for view in views]
     for texts in zip(*(view.texts for view in views), strict=True):
         counts = ", ".join(f"{view.own_said} of {view.own}" for view in texts)
