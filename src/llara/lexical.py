@@ -198,8 +198,8 @@ class TermReader:
         Several slots are joined as in the adaptation loss, variants of a word by their largest logit.
         """
         if self._removed is not None:
-            direction = self._removed.to(slots.dtype)
-            slots = slots - (slots @ direction)[..., None] * direction
+            full = slots.float()  # in bfloat16 hardly a digit would be left where the direction holds most of the slots
+            slots = (full - (full @ self._removed)[..., None] * self._removed).to(slots.dtype)
         joined = slot_logits([slots], self.model.head)[0].masked_fill(self._refused, -torch.inf)
         if self._targets is None:
             return joined
@@ -231,7 +231,7 @@ class TermReader:
     def without(self, direction: Tensor) -> "TermReader":
         """Returns a reader for which a direction, [D] of unit length, is taken out of the slots before the head."""
         other = copy.copy(self)
-        other._removed = direction.to(self.model.device)
+        other._removed = direction.float().to(self.model.device)
         return other
 
     def _largest(self, logits: Tensor, own: Sequence[Sequence[int]]) -> Iterator[Row]:

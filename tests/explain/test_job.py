@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from llara.cli import main
+from llara.cli.parse import parse
 from llara.config import ExplainConfig
 from llara.contract import Contract, read_record
 from llara.errors import ConfigError, DataError, MissingExtra, ModelError
@@ -203,6 +204,22 @@ def test_a_missing_extra_is_named_before_anything_is_opened(
     monkeypatch.setattr(job.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"--plot needs an optional dependency.*pip install 'llara\[report\]'"):
         explain(made(model=str(tmp_path / "gone"), plot=tmp_path / "p.png"))
+
+
+def test_a_plot_over_an_input_is_refused(made: Callable[..., ExplainConfig], tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(job.importlib.util, "find_spec", lambda name: name)
+    sample = write_text(tmp_path / "sample.png")
+    with pytest.raises(ConfigError, match=r"--plot: .*sample\.png is also an input"):
+        explain(made(sample=(sample,), plot=sample))
+
+
+def test_a_plot_lies_beside_its_settings(made: Callable[..., ExplainConfig], base: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
+    config = made(compare=str(base), plot=tmp_path / "out" / "said.svg")
+    assert explain(config).plot == config.plot
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"said.svg", "said.svg.toml"}
+    again = parse(["explain", "--config", str(tmp_path / "out" / "said.svg.toml")])
+    assert again is not None and again.config == config
 
 
 def test_a_bad_sample_is_named(made: Callable[..., ExplainConfig], tmp_path: Path) -> None:
