@@ -51,6 +51,8 @@ def explain(config: ExplainConfig) -> Explanation:
         if importlib.util.find_spec("matplotlib") is None:
             raise MissingExtra("--plot", "report")
         check_file_output(config.plot, config.sample, flag="--plot")
+    if config.compare is not None:  # a wrong name is to show before the first model is read
+        resolve(config.compare, offline=config.offline, remote_code=config.trust_remote_code)
     sample = _read_sample(config)
     model = load_model(config)
     views = [_view(model, config, sample)]
