@@ -10,6 +10,7 @@ stays busy, `--clock cpu --threads 1` counts processor time instead. The last li
 """
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -41,6 +42,7 @@ LLAMA = {
     **{"hidden_size": 288, "num_hidden_layers": 6, "num_attention_heads": 6, "num_key_value_heads": 6},
     **{"intermediate_size": 768, "max_position_embeddings": 512, "tie_word_embeddings": False},
 }
+KEPT = contextlib.ExitStack()  # what holds until a process ends
 SIDES = ("ours", "ours + lm", "reference", "reference + lm")
 TARGET = {
     "steps/s, without the language-model term": ("least", 2.2),
@@ -202,7 +204,7 @@ def open_side(name: str, shape: str, template: str, budget: int | None, compiled
     """Returns the step of one side, for a process of its own."""
     bench = Bench(shape, template, budget)
     if name.startswith("ours"):
-        keep_freed_memory()  # as every training run does on a CPU
+        KEPT.enter_context(keep_freed_memory())  # as every training run does on a CPU
         if compiled:
             compile_layers(AdaptModule(bench.model, bench.prompts, bench.plan(0.0)), shape)
     step = bench.sides()[name]

@@ -15,6 +15,7 @@ JSON object.
 """
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import statistics
@@ -32,6 +33,7 @@ from common.turns import Side, Step, resident
 
 from llara.hardware import keep_freed_memory
 
+KEPT = contextlib.ExitStack()  # what holds until a process ends
 SIDES = ("ours", "ours, default", "theirs")
 TARGET = {"speed": 1.3, "memory": 1.3}  # at least, times theirs; at most, times that of few queries
 BUDGET, TEMPERATURE, LENGTH = 1024, 0.05, 160
@@ -162,7 +164,7 @@ def open_side(name: str, queries: int, passages: int, rounds: int, folder: Path)
     model, source, config = open_ours(folder / name, queries, passages, short=False)
     if name == "theirs":
         return their_step(source, passages, rounds)
-    keep_freed_memory()  # as every training run does on a CPU
+    KEPT.enter_context(keep_freed_memory())  # as every training run does on a CPU
     return our_step(model, source, config, 0 if name == "ours" else None)
 
 
@@ -190,7 +192,7 @@ def child(queries: int, passages: int, graph_budget: int | None, folder: Path) -
     """Trains one step in this process, and prints what it took above the loaded model."""
     model, source, config = open_ours(folder, queries, passages, short=True)
     step = our_step(model, source, config, graph_budget)
-    keep_freed_memory()
+    KEPT.enter_context(keep_freed_memory())
     model.encode(["warm"], "query")
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = resident("VmRSS")

@@ -33,6 +33,10 @@ VALUES: dict[str, dict[str, Any]] = {
     },
     "fuse": {"run": (Path("a"), Path("b")), "output": Path("o"), "method": "relative", "weights": (0.5, 2.0), "k": 1.5},
     "mine": {"index": Path("i"), "queries": Path("q"), "output": Path("o"), "margin": 0.1, "relative_margin": 0.05},
+    "explain": {
+        "model": "m", "query": ("-5 degrees?", ODD), "document": ("a",), "compare": "org/name", "show": 3,
+        "fold": False, "remove_component": True, "sample": (Path("c"),), "plot": Path("p.svg"),
+    },
     "evaluate": {"run": (Path("r1"), Path("r2")), "qrels": Path("q"), "metrics": ("nDCG@10",), "output": Path("o")},
     "verify": {"path": Path("p")},
     "doctor": {"offline": True},

@@ -122,6 +122,22 @@ def test_a_head_that_says_nothing_gives_no_terms() -> None:
     assert len(TermReader(model).encode(["the sky"], "query")[1].ids) == 0
 
 
+def test_a_direction_is_taken_out_before_the_head() -> None:
+    model = made(template=RELEASE)
+    reader = TermReader(model, TermOptions(top_k=1000))
+    direction = torch.nn.functional.normalize(
+        torch.randn(tiny.HIDDEN, generator=torch.Generator().manual_seed(0)), dim=0
+    )
+    slots = torch.randn(3, 8, tiny.HIDDEN, generator=torch.Generator().manual_seed(1))
+    expected = torch.stack([each - float(each @ direction) * direction for each in slots.flatten(0, 1)])
+    found = reader.without(direction).logits(slots)
+    assert torch.allclose(found, reader.logits(expected.reshape(slots.shape)), atol=1e-4)
+    assert not torch.allclose(found, reader.logits(slots), atol=1e-2)
+    vectors, terms = reader.without(direction).encode(TEXTS, "passage")
+    assert torch.equal(vectors, model.encode(TEXTS, "passage"))  # the dense vectors stay as they are
+    assert terms.ids.tolist() != reader.encode(TEXTS, "passage")[1].ids.tolist()
+
+
 def test_rows_are_joined_and_read_back() -> None:
     rows = [(np.array([5, 2]), np.array([2.0, 1.0], np.float32)), (np.empty(0, np.int64), np.empty(0, np.float32))]
     terms = Terms.of_rows([*rows, rows[0]])

@@ -127,14 +127,14 @@ def write_atomic(path: Path, chunks: bytes | Iterable[bytes | memoryview], size:
     return FileRecord(written, digest.hexdigest())
 
 
-def check_output(path: Path, inputs: Iterable[Path]) -> None:
-    """Raises, before any work, ConfigError where `path` is an input of its job, StorageError where no file can be."""
+def check_output(path: Path, inputs: Iterable[Path], flag: str = "--output") -> None:
+    """Raises, before any work, ConfigError where `path` (of `flag`) is an input, StorageError where no file can be."""
     _refuse_special(path)
     for each in inputs:
         # Of a collection, the files in its folder; a run may lie beside them.
         parts = (part for part in each.rglob("*") if part.suffix in (".gz", ".jsonl", ".tsv"))
         if any(path.resolve() == given.resolve() for given in (each, *parts)):
-            raise ConfigError(f"--output: {path} is also an input; give another name")
+            raise ConfigError(f"{flag}: {path} is also an input; give another name")
 
 
 def temporary_path(path: Path) -> Path:

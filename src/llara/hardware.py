@@ -12,6 +12,8 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,20 +73,33 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-# Parameters of mallopt(3).
+# Parameters of mallopt(3), and what glibc itself comes to for a process with large blocks: 32 and 64 MiB.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_USUAL = ((_MMAP_THRESHOLD, 1 << 25), (_TRIM_THRESHOLD, 1 << 26))
+# Both take an int. The first is the largest power of two in it, the second stands for "never".
+_KEPT = ((_MMAP_THRESHOLD, 1 << 30), (_TRIM_THRESHOLD, -1))
 
 
-def keep_freed_memory() -> bool:
-    """Has the C library keep memory that this process frees, for its next tensors; returns whether it can.
+@contextmanager
+def keep_freed_memory(wanted: bool = True) -> Iterator[bool]:
+    """Has the C library keep memory that this process frees, for its next tensors; says whether it can.
 
     A forward pass on a CPU allocates and frees the same large blocks again and again. Left alone, glibc hands them back
     to the system, which then fills each page with zeros anew: a fifth of the time of a training step
-    (benchmarks/adapt_step.py). The peak stays what it is; what is freed below it stays with the process.
+    (benchmarks/adapt_step.py). The peak stays what it is, and at the end all goes back.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    # Both take an int. The first is the largest power of two in it, the second stands for "never".
-    return mallopt is not None and all(mallopt(*each) for each in ((_MMAP_THRESHOLD, 1 << 30), (_TRIM_THRESHOLD, -1)))
+    library = ctypes.CDLL(None) if wanted and os.name == "posix" else None
+    mallopt, trim = (getattr(library, name, None) for name in ("mallopt", "malloc_trim"))
+    if mallopt is None or trim is None:
+        yield False
+        return
+    kept = all(mallopt(*each) for each in _KEPT)
+    try:
+        yield kept
+    finally:
+        for each in _USUAL:
+            mallopt(*each)
+        trim(ctypes.c_size_t(0))
 
 
 class Gpu(NamedTuple):

@@ -9,6 +9,7 @@ all of them below zero (GPT-2's does): such a text has no terms.
 Shapes: n texts, B rows of one batch, K slots, D hidden size, V rows of the LM head, M terms of all texts.
 """
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -124,6 +125,7 @@ class TermReader:
         slots = {token for each in (bound.query, bound.passage) for token in each.suffix[-each.slots :]}
         self.counted = counted_tokens(model.tokenizer, size, slots)
         self.folding = folded_ids(model.tokenizer, size) if self.options.fold else None
+        self._removed: Tensor | None = None
         self._refused = torch.from_numpy(~self.counted).to(model.device)
         self._targets = None if self.folding is None else torch.from_numpy(self.folding).to(model.device)
 
@@ -163,6 +165,9 @@ class TermReader:
 
         Several slots are joined as in the adaptation loss, variants of a word by their largest logit.
         """
+        if self._removed is not None:
+            full = slots.float()  # in bfloat16 hardly a digit would be left where the direction holds most of the slots
+            slots = (full - (full @ self._removed)[..., None] * self._removed).to(slots.dtype)
         joined = slot_logits([slots], self.model.head)[0].masked_fill(self._refused, -torch.inf)
         if self._targets is None:
             return joined
@@ -183,10 +188,19 @@ class TermReader:
             slots: [B, K, D].
             own: B texts' own token ids.
         """
-        rows = max(MOST_LOGITS // (slots.shape[1] * len(self.counted)), 1)
-        for start in range(0, len(slots), rows):
-            part = slice(start, start + rows)
+        for part in self.spans(slots):
             yield from self._largest(self.logits(slots[part]), own[part])
+
+    def spans(self, slots: Tensor) -> Iterator[slice]:
+        """Yields which of the B rows of slots [B, K, D] there is room for the logits of, one part after the other."""
+        rows = max(MOST_LOGITS // (slots.shape[1] * len(self.counted)), 1)
+        yield from (slice(start, start + rows) for start in range(0, len(slots), rows))
+
+    def without(self, direction: Tensor) -> "TermReader":
+        """Returns a reader for which a direction, [D] of unit length, is taken out of the slots before the head."""
+        other = copy.copy(self)
+        other._removed = direction.float().to(self.model.device)
+        return other
 
     def _largest(self, logits: Tensor, own: Sequence[Sequence[int]]) -> Iterator[Row]:
         if self.options.expansion:

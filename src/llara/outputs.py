@@ -13,7 +13,9 @@ def settings_path(output: Path) -> Path:
     return output.with_name(f"{output.name}.toml")
 
 
-def check_file_output(output: Path, inputs: Iterable[Path], folders: Iterable[Path] = ()) -> None:
+def check_file_output(
+    output: Path, inputs: Iterable[Path], folders: Iterable[Path] = (), flag: str = "--output"
+) -> None:
     """Checks, before any work, that a file and its settings may be written.
 
     Raises:
@@ -22,10 +24,10 @@ def check_file_output(output: Path, inputs: Iterable[Path], folders: Iterable[Pa
     """
     inputs = list(inputs)
     for path in (output, settings_path(output)):
-        check_output(path, inputs)
+        check_output(path, inputs, flag)
     for folder in folders:
         if folder.is_dir() and output.resolve().is_relative_to(folder.resolve()):
-            raise ConfigError(f"--output: {output} lies in the folder {folder}, an input; give another place")
+            raise ConfigError(f"{flag}: {output} lies in the folder {folder}, an input; give another place")
 
 
 def save_settings(output: Path, config: JobConfig) -> None:

@@ -120,6 +120,13 @@ COMMANDS = (
         "llara.evaluate:evaluate",
     ),
     Command(
+        "explain",
+        "Which tokens an embedding says, and which two of them share.",
+        "llara explain --model DIR --query TEXT... --document TEXT... [--compare MODEL] [--plot FILE]",
+        "ExplainConfig",
+        "llara.explain.job:explain",
+    ),
+    Command(
         "verify",
         "Recompute every checksum of a model, vectors or index folder.",
         "llara verify PATH",

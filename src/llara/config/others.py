@@ -3,7 +3,69 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from llara.config.base import JobConfig
+from llara.config.base import JobConfig, ModelConfig
+
+PLOTS = (".png", ".svg", ".pdf")
+MOST_ROWS = 12  # of panels in a plot: more are no picture any more
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainConfig(ModelConfig):
+    """Which tokens an embedding says, read off it by the model's LM head."""
+
+    query: tuple[str, ...] = ()
+    """Queries, as text."""
+    document: tuple[str, ...] = ()
+    """Documents, as text; each is compared with each query."""
+    compare: str | None = None
+    """Another model to show beside, as it was before: --model adapted --compare base. Without a llara.json of its own
+    it is given the template of --model."""
+    show: int = 15
+    """Terms of an embedding, and shared terms of two, that are shown."""
+    top_k: int = 128
+    """Terms that an embedding is taken to say: those of the largest weights."""
+    fold: bool = True
+    """Count the case and space variants of a token (`read`, ` read`, `Read`, `READ`) as one term, with the largest of
+    their weights."""
+    remove_component: bool = False
+    """Take the first principal component of the sample's embeddings out of every embedding before it is read: fine-
+    tuning shifts a model's embeddings mainly along it (arXiv 2406.17378)."""
+    sample: tuple[Path, ...] = ()
+    """Texts on which the alignment is measured and the component found: a corpus in any format. Default: documentation
+    strings of Python's own packages."""
+    sample_size: int = 128
+    """Texts of the sample: the first ones of the corpus."""
+    plot: Path | None = None
+    """A picture of the same, .png, .svg or .pdf; takes the extra `report`."""
+    token_budget: int | None = None
+    """Tokens per forward pass, padding included; default: 1024 on a CPU, whose caches it fits, 16384 on a GPU."""
+
+    def problems(self) -> list[str]:
+        """See `JobConfig.problems`."""
+        problems = [
+            *super().problems(),
+            *([] if self.model else ["--model: is required (a folder, a hub id, or mini)"]),
+            *([] if self.query or self.document else ["--query or --document: give at least one text"]),
+            *(
+                f"--{name}: is empty"
+                for name in ("query", "document")
+                for text in getattr(self, name)
+                if not text.strip()
+            ),
+            *self._at_least(1, "show", "top_k", "token_budget"),
+            *self._at_least(2, "sample_size"),
+        ]
+        if self.plot is not None and self.plot.suffix.lower() not in PLOTS:
+            problems.append(f"--plot: {self.plot} is none of {', '.join(PLOTS)}")
+        if self.plot is not None and self.plot_rows > MOST_ROWS:
+            problems.append(f"--plot: {self.plot_rows} rows of panels, at most {MOST_ROWS} fit; give fewer texts")
+        return problems
+
+    @property
+    def plot_rows(self) -> int:
+        """Rows of panels in the plot: one for each query with each document, and for each model."""
+        pairs = len(self.query) * len(self.document) or len(self.query) + len(self.document)
+        return pairs * (1 if self.compare is None else 2)
 
 
 @dataclass(frozen=True, kw_only=True)

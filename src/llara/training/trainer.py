@@ -157,11 +157,11 @@ class JobTrainer(SavingTrainer):
         self.resumed_from = self.ranks.ask(self._newest_checkpoint)
         if self.resumed_from is not None:
             note(f"resuming from {self.resumed_from.name}")
-        if next(self.module.parameters()).device.type == "cpu":
-            keep_freed_memory()
+        on_cpu = next(self.module.parameters()).device.type == "cpu"
         failure: BaseException | None = None
         try:
-            self.train(resume_from_checkpoint=str(self.resumed_from) if self.resumed_from else None)
+            with keep_freed_memory(on_cpu):
+                self.train(resume_from_checkpoint=str(self.resumed_from) if self.resumed_from else None)
         except BaseException as error:
             failure = error
             if is_out_of_memory(error):
