@@ -18,7 +18,8 @@ VALUES: dict[str, dict[str, Any]] = {
     "demo": {"output": Path(ODD), "fast": True, "seed": 7},
     "adapt": {
         "model": "mini", "corpus": (Path("a b"), Path(ODD)), "output": Path("out"), "steps": 5, "learning_rate": 3e-4,
-        "template": ODD, "lora_modules": ("q_proj", "v_proj"), "report_to": (), "loss_scale": 0.1, "offline": True,
+        "template": ODD, "lora_rank": 4, "lora_modules": ("q_proj", "v_proj"), "report_to": (), "loss_scale": 0.1,
+        "offline": True,
     },
     "finetune": {
         "model": "org/name", "train": (Path("a"),), "output": Path("out"), "titles": False, "query_length": 32,
@@ -31,7 +32,7 @@ VALUES: dict[str, dict[str, Any]] = {
         "model": "m", "run": Path("r"), "queries": Path("q"), "corpus": (Path("c"),), "output": Path("o"), "depth": 9,
         "template": "rankllama-v1", "first_stage_weight": 0.25, "add_relevant": Path("t"), "base": "org/name",
     },
-    "fuse": {"run": (Path("a"), Path("b")), "output": Path("o"), "method": "relative", "weights": (0.5, 2.0), "k": 1.5},
+    "fuse": {"run": (Path("a"), Path("b")), "output": Path("o"), "weights": (0.5, 2.0), "k": 1.5, "top_k": 5},
     "mine": {"index": Path("i"), "queries": Path("q"), "output": Path("o"), "margin": 0.1, "relative_margin": 0.05},
     "explain": {
         "model": "m", "query": ("-5 degrees?", ODD), "document": ("a",), "compare": "org/name", "show": 3,
@@ -81,6 +82,78 @@ def test_toml_is_readable_where_a_path_is_no_text() -> None:
     assert tomllib.loads(text)["corpus"] == ["caf\ufffd \U0001f600", "b"]
     assert [line.partition(" ")[0] for line in text.splitlines() if "is not UTF-8" in line] == ["corpus"]
     text.encode()
+
+
+CORPUS, OUT = (Path("a"),), Path("o")
+ADAPT: dict[str, Any] = {"model": "m", "corpus": CORPUS, "output": OUT}
+RERANK: dict[str, Any] = {"model": "m", "run": OUT, "queries": OUT, "output": OUT}
+
+
+@pytest.mark.parametrize(
+    ("make", "values", "problem"),
+    [
+        (
+            AdaptConfig,
+            {**ADAPT, "min_chunk_length": 129},
+            "--min-chunk-length: 129 is more than --chunk-length 128",
+        ),
+        (AdaptConfig, {**ADAPT, "chunk_length": 8}, "--min-chunk-length: 16 is more than --chunk-length 8, so"),
+        (AdaptConfig, {**ADAPT, "loss_scale": 0.0}, "--loss-scale: 0 leaves nothing to train on without --lm-weight"),
+        (AdaptConfig, {**ADAPT, "language": "german"}, "--language: goes with --targets no-stopwords"),
+        (AdaptConfig, {**ADAPT, "epochs": 0.0}, "--epochs: must be above 0, got 0.0"),
+        (AdaptConfig, {**ADAPT, "seed": 2**32}, "--seed: must be between 0 and 4294967295, got 4294967296"),
+        (AdaptConfig, {**ADAPT, "lora_alpha": 64}, "--lora-alpha: goes with --lora-rank"),
+        (AdaptConfig, {**ADAPT, "lora_dropout": 0.0}, "--lora-dropout: goes with --lora-rank"),
+        (AdaptConfig, {**ADAPT, "lora_modules": ("q_proj",)}, "--lora-modules: goes with --lora-rank"),
+        (AdaptConfig, {**ADAPT, "lora_rank": 4, "lora_alpha": 0}, "--lora-alpha: must be 1 or more, got 0"),
+        (AdaptConfig, {**ADAPT, "lora_rank": 4, "lora_dropout": 1.0}, "--lora-dropout: 1 leaves nothing to learn from"),
+        (AdaptConfig, {**ADAPT, "lora_rank": 4, "lora_modules": ()}, "--lora-modules: is empty; name linear maps"),
+        (config.DemoConfig, {"seed": -1}, "--seed: must be between 0 and 4294967295, got -1"),
+        (EvaluateConfig, {"run": CORPUS, "qrels": OUT, "seed": -1}, "--seed: must be 0 or more, got -1"),
+        (SearchConfig, {"index": OUT, "query": "q", "split": "dev"}, "--split: goes with --queries"),
+        (IndexConfig, {"output": OUT, "vectors": OUT, "k1": 1.2}, "--k1: goes with --type bm25"),
+        (IndexConfig, {"output": OUT, "vectors": OUT, "b": 0.75}, "--b: goes with --type bm25"),
+        (IndexConfig, {"output": OUT, "vectors": OUT, "language": "german"}, "--language: goes with --type bm25"),
+        (
+            config.FuseConfig,
+            {"run": CORPUS * 2, "output": OUT, "method": "relative", "k": 9},
+            "--k: goes with --method rrf",
+        ),
+        (
+            config.RerankConfig,
+            {**RERANK, "query_length": 40, "length": 40},
+            "--query-length: 40 of --length 40 leave",
+        ),
+    ],
+)
+def test_settings_that_cannot_be_right_together(make: Any, values: dict[str, Any], problem: str) -> None:
+    assert [each.startswith(problem) for each in problems(make, **values)] == [True]
+
+
+@pytest.mark.parametrize(
+    ("make", "values"),
+    [
+        (AdaptConfig, {**ADAPT, "chunk_length": 16}),
+        (AdaptConfig, {**ADAPT, "loss_scale": 0.0, "lm_weight": 1.0}),
+        (AdaptConfig, {**ADAPT, "language": "german", "targets": "no-stopwords"}),
+        (AdaptConfig, {**ADAPT, "lora_rank": 4, "lora_alpha": 64, "lora_dropout": 0.0, "lora_modules": ("q_proj",)}),
+        (config.RerankConfig, {**RERANK, "query_length": 40}),
+    ],
+)
+def test_settings_that_can_be_right_together(make: Any, values: dict[str, Any]) -> None:
+    assert make(**values).output == OUT
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"corpus": "corpus.jsonl"}, "--corpus: must be a tuple of values, got a str"),
+        ({"corpus": [Path("a")]}, "--corpus: must be a tuple of values, got a list"),
+        ({"lora_modules": "q_proj"}, "--lora-modules: must be a tuple of values, got a str"),
+    ],
+)
+def test_a_string_is_no_list_of_its_characters(values: dict[str, Any], problem: str) -> None:
+    assert problems(AdaptConfig, **{**ADAPT, **values}) == (problem,)
 
 
 def test_a_configuration_cannot_be_changed() -> None:

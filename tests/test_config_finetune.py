@@ -20,7 +20,7 @@ def config(**changes: Any) -> FinetuneConfig:
     [
         ({"train": ()}, "--train: is required"),
         ({"temperature": 0.0}, "--temperature: must be above 0, got 0.0"),
-        ({"teacher_temperature": -1.0}, "--teacher-temperature: must be above 0, got -1.0"),
+        ({"teacher_temperature": -1.0, "distill": "kl"}, "--teacher-temperature: must be above 0, got -1.0"),
         ({"mixing": -0.5}, "--mixing: must be 0 or more, got -0.5"),
         ({"margin": -0.1}, "--margin: must be 0 or more, got -0.1"),
         ({"relative_margin": 1.5}, "--relative-margin: must be between 0 and 1, got 1.5"),
@@ -41,6 +41,18 @@ def config(**changes: Any) -> FinetuneConfig:
             "--matryoshka-weights: must be above 0, got inf",
         ),
         ({"contrast_weight": 0.0}, "--contrast-weight: nothing is left to train on; choose --distill, too"),
+        ({"distill": "kl", "distill_weight": 0.0}, "--distill-weight: 0 learns nothing from the teacher"),
+        ({"distill_weight": 2.0}, "--distill-weight: goes with --distill"),
+        ({"distill": "margin-mse", "teacher_temperature": 2.0}, "--teacher-temperature: goes with --distill kl"),
+        (
+            {"distill": "kl", "contrast_weight": 0.0, "margin": 0.1},
+            "--margin: goes with --contrast-weight above 0",
+        ),
+        ({"dev_split": "test"}, "--dev-split: goes with --dev"),
+        ({"dev_queries": 9}, "--dev-queries: goes with --dev"),
+        ({"dev_passages": 9}, "--dev-passages: goes with --dev"),
+        ({"task": "rerank", "query_length": 64, "length": 64}, "--query-length: 64 of --length 64 leave no room"),
+        ({"train": "train.jsonl"}, "--train: must be a tuple of values, got a str"),
         ({"distill": "kl", "negatives": 0}, "--negatives: --distill compares a positive with negatives; ask for some"),
     ],
 )
@@ -54,4 +66,5 @@ def test_what_can_be_right_is_taken() -> None:
     assert config(query_prompts=("all: ",), dev=(Path("d"),)).query_prompts == ("all: ",)
     assert config(query_prompts=("a", "b"), dev=(Path("d"), Path("e"))).dev == (Path("d"), Path("e"))
     assert config(train=(*TWO, *TWO), query_prompts=("a", "b")).train == (*TWO, *TWO)
-    assert config(distill="kl", contrast_weight=0.0, margin=0.0, mixing=0.0, graph_budget=0).mixing == 0.0
+    assert config(distill="kl", contrast_weight=0.0, mixing=0.0, graph_budget=0).mixing == 0.0
+    assert config(margin=0.0, distill="kl", teacher_temperature=2.0).margin == 0.0

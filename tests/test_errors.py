@@ -17,6 +17,12 @@ def test_a_bad_row_names_file_and_line() -> None:
     assert str(DataError(Path("corpus.jsonl"), None, "is empty")) == "corpus.jsonl: is empty"
 
 
+def test_what_a_row_holds_does_not_flood_the_message() -> None:
+    reason = str(DataError("corpus.jsonl", 7, f"the id {'x' * 10**6!r} holds white space").reason)
+    assert len(reason) < 1100
+    assert reason.startswith("the id 'xxx") and reason.endswith("xxx' holds white space")
+
+
 def test_a_config_error_keeps_its_problems_apart() -> None:
     error = ConfigError(["--a: is wrong", "--b: is wrong"])
     assert error.problems == ("--a: is wrong", "--b: is wrong")

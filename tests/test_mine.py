@@ -313,8 +313,11 @@ def test_mistakes_are_named_before_anything_is_written(folder: Path, index: Path
     with pytest.raises(DataError, match=r"strange:10: the corpus has no document with the id 'gone'"):
         mine(settings(folder, run=folder / "strange", corpus=corpus))
     write_run(folder / "strange", {"else": search_hits("else", {"d1": 1.0})})
-    with pytest.raises(DataError, match="strange: holds no query"):
-        mine(settings(folder, run=folder / "strange", corpus=corpus))
+    for changes in ({"run": folder / "strange"}, {"run": run, "scores": folder / "strange"}):
+        with pytest.raises(DataError, match=r"strange: holds no query of .* that has a relevant document"):
+            mine(settings(folder, corpus=corpus, **changes))
+    with pytest.raises(ConfigError, match=r"--split: 'dev' would be the split of a collection, and .*qrels has none"):
+        mine(settings(folder, run=run, corpus=corpus, split="dev"))
     with (folder / "corpus.jsonl").open("a") as file:
         file.write('{"_id": "d1", "text": "again"}\n')
     with pytest.raises(DataError, match=r"corpus\.jsonl:81: duplicate id"):

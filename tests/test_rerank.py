@@ -239,6 +239,22 @@ def test_mistakes_are_named_before_the_first_pair_is_scored(folder: Path, model:
         assert said in str(caught.value)
 
 
+def test_another_kind_of_model_is_refused_before_the_corpus_is_read(folder: Path, model: Path, tmp_path: Path) -> None:
+    tiny.model().save(tmp_path / "retriever")
+    (folder / "corpus.jsonl").write_text("{broken\n")
+    with pytest.raises(ModelError, match=r"is a retriever, which makes vectors .* and not a reranker"):
+        rerank(settings(folder, tmp_path / "retriever"))
+    with pytest.raises(ConfigError, match="--template: 'paper' is neither a file nor a reranker's template"):
+        rerank(settings(folder, model, template="paper"))
+    with pytest.raises(DataError, match=r"corpus\.jsonl:1: broken JSON"):
+        rerank(settings(folder, model))
+
+
+def test_a_base_goes_with_an_adapter(folder: Path, model: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--base: goes with an adapter, and .*model is a whole model"):
+        rerank(settings(folder, model, base="mini"))
+
+
 def test_scores_that_are_no_numbers_are_not_written(folder: Path, tmp_path: Path) -> None:
     broken = reranker()
     broken.lm.score.weight.data.fill_(float("inf"))

@@ -19,6 +19,7 @@ from llara.templates import PAPER, Pooling, SideName, Template
 FILE_NAME = "llara.json"
 FORMAT, VERSION = "llara-model", 1
 RERANKER = "llara-reranker"
+ADAPTER = "adapter_config.json"
 KINDS = {
     FORMAT: "a retriever, which makes vectors (llara encode, search)",
     RERANKER: "a reranker, which scores a query with a document (llara rerank)",
@@ -173,6 +174,11 @@ def make_record(
     return {**record, "digest": digest(record)}
 
 
+def is_adapter(folder: Path) -> bool:
+    """Tells whether a folder holds a PEFT adapter alone, without the model that it belongs to."""
+    return (folder / ADAPTER).is_file() and not (folder / "config.json").is_file()
+
+
 def form_of(folder: Path) -> str | None:
     """Returns which of `KINDS` a folder says it is, or None where it has no `llara.json`.
 
@@ -186,6 +192,18 @@ def form_of(folder: Path) -> str | None:
     if not isinstance(record, dict) or record.get("format") not in KINDS:
         raise ModelError(f"{path}: is no llara model record")
     return str(record["format"])
+
+
+def refuse_other_form(model: str, form: str) -> None:
+    """Refuses a local model folder that says it is of another kind than `form`; whatever else is left to its loading.
+
+    Raises:
+        ModelError: Says which kind it is; or its `llara.json` is of no known kind.
+    """
+    folder = Path(model).expanduser()
+    found = form_of(folder)
+    if found not in (None, form):
+        raise ModelError(f"{folder}: is {KINDS[found]}, and not {KINDS[form]}")
 
 
 def read_record(folder: Path, form: str = FORMAT) -> dict[str, Any] | None:

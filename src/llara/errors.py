@@ -13,6 +13,9 @@ class LlaraError(Exception):
     """A mistake that the user can mend: bad input, a bad setting, a missing file, a full disk."""
 
 
+LONGEST_REASON = 1000  # characters: what a row holds may be megabytes, and an error is one line to be read
+
+
 class ConfigError(LlaraError):
     """One or more settings that do not fit; all of them are reported at once."""
 
@@ -25,6 +28,8 @@ class DataError(LlaraError):
     """A row of a data file that does not fit its format."""
 
     def __init__(self, path: str | Path, line: int | None, reason: str) -> None:
+        if len(reason) > LONGEST_REASON:
+            reason = f"{reason[: LONGEST_REASON * 3 // 4]} ... {reason[-LONGEST_REASON // 4 :]}"
         self.path, self.line, self.reason = str(path), line, reason
         where = self.path if line is None else f"{self.path}:{line}"
         super().__init__(f"{where}: {reason}")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from llara import progress
 from llara.config import EvaluateConfig, to_plain
 from llara.data import rank_hits, read_qrels, read_run
+from llara.data.collections import refuse_splits
 from llara.errors import ConfigError, DataError, nearest
 from llara.files import check_output, write_json_atomic
 from llara.records import Hit, Qrel
@@ -144,6 +145,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     parse_metrics(config.metrics)  # before files are read, which may take long
     if config.output is not None:
         check_output(config.output, [config.qrels, *config.run])
+    refuse_splits("--split", config.split, EvaluateConfig.split, [config.qrels])
     qrels = read_qrels(config.qrels, config.split)
     if not qrels:
         raise DataError(config.qrels, None, "holds no judgements")

@@ -128,6 +128,8 @@ def resolve(
     if folder.is_dir():
         if folder.name.startswith(TEMPORARY):
             raise ModelError(f"{folder}: was left by a save that did not finish; delete it")
+        if contracts.ADAPTER not in marks and contracts.is_adapter(folder):
+            raise ModelError(f"{folder}: is a PEFT adapter; merge it into its base model (merge_and_unload) first")
         if not any((folder / mark).is_file() for mark in marks):
             raise ModelError(f"{folder}: holds no model ({' or '.join(marks)} is missing)")
         return folder

@@ -21,6 +21,7 @@ import numpy as np
 from llara import progress
 from llara.config import MineConfig
 from llara.data import Judged, Run, open_collection, read_judged
+from llara.data.collections import refuse_splits
 from llara.data.splits import normalise
 from llara.encoding.documents import DocumentStore
 from llara.encoding.manifest import MANIFEST
@@ -79,9 +80,12 @@ def mine(config: MineConfig) -> MineResult:
     files = (config.queries, config.qrels, config.run, config.scores, *config.corpus)
     made = [path for path in (config.index, *config.corpus) if path is not None and (path / MANIFEST).is_file()]
     check_file_output(config.output, [path for path in files if path is not None], made)
+    refuse_splits("--split", config.split, MineConfig.split, [config.qrels or config.queries])
     judged = read_judged(config.queries, config.qrels, config.split)
     with contextlib.ExitStack() as stack:
         scores = stack.enter_context(Run(config.scores)) if config.scores else None
+        if scores is not None:
+            _check_shared(scores, judged, config)
         source = _open_source(config, judged, stack)
         miner = _Miner(config, source, scores, _open_store(config, judged, source, stack))
         shown = stack.enter_context(progress.Progress("mine", len(judged.queries), "queries"))
@@ -205,8 +209,7 @@ class _RunSource:
     def __init__(self, config: MineConfig, judged: Judged, run: Run) -> None:
         self.config, self.judged, self.run = config, judged, run
         self.documents: Path | None = None
-        if not any(query.id in run for query in judged.queries):
-            raise DataError(run.path, None, f"holds no query of {config.queries} that has a relevant document")
+        _check_shared(run, judged, config)
 
     def block(self, queries: Sequence[Query]) -> list[Scored]:
         scored = []
@@ -220,6 +223,11 @@ class _RunSource:
     def lacking(self, query_id: str, document_id: str) -> Exception:
         reason = f"the corpus has no document with the id {document_id!r}"
         return DataError(self.run.path, self.run.line_of(query_id, document_id), reason)
+
+
+def _check_shared(run: Run, judged: Judged, config: MineConfig) -> None:
+    if not any(query.id in run for query in judged.queries):
+        raise DataError(run.path, None, f"holds no query of {config.queries} that has a relevant document")
 
 
 def _within(hits: list[tuple[str, float]], relevant: dict[str, float | None], config: MineConfig) -> Scored:

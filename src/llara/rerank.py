@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from llara.config import RerankConfig
+from llara.contract import RERANKER, refuse_other_form
 from llara.data import Judged, Run, open_collection, rank_hits, read_judged, read_queries
 from llara.data.lines import digest
 from llara.data.trec import run_lines
@@ -35,6 +36,7 @@ from llara.files import (
 )
 from llara.fuse import relative_scores
 from llara.outputs import check_file_output, save_settings
+from llara.pairs import load_pair_template
 from llara.progress import Progress
 from llara.records import Hit
 
@@ -77,6 +79,9 @@ def rerank(config: RerankConfig) -> RerankResult:
     inputs = [config.run, config.queries, *config.corpus, *([config.add_relevant] if config.add_relevant else [])]
     check_file_output(config.output, inputs, [path for path in config.corpus if (path / MANIFEST).is_file()])
     work = config.output.with_name(f"{config.output.name}.partial")
+    refuse_other_form(config.model, RERANKER)  # now, for reading the corpus may take long
+    if config.template is not None:
+        load_pair_template(config.template)
     with Run(config.run) as run:
         source = _Source(config, run)
         with FolderLock(work):

@@ -32,7 +32,6 @@ from llara.model import TOKEN_BUDGET, TOLERANCE, OnBatch, pad_id_of, pad_rows, p
 from llara.pairs import PairContract, PairEncoder, load_pair_template
 from llara.progress import note
 
-ADAPTER = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 HEAD = "score"  # what transformers calls the head of a decoder for sequence classification
 PROBE = (
@@ -230,19 +229,21 @@ def load_reranker(
 
     Raises:
         ModelError: No such model, an incomplete or changed folder, no safetensors, or no reranker.
-        ConfigError: A template or BOS setting that contradicts the model's contract.
+        ConfigError: A template or BOS setting that contradicts the model's contract, or a base for a whole model.
     """
     folder = resolve(
         config.model,
         offline=config.offline,
         remote_code=config.trust_remote_code,
-        marks=("config.json", ADAPTER),
+        marks=("config.json", contracts.ADAPTER),
     )
     trained = not for_training or contracts.form_of(folder) == contracts.RERANKER
     record = contracts.read_record(folder, contracts.RERANKER) if trained else None
     if record is not None:
         contracts.check_files(folder, record, full=config.verify)
-    adapter = (folder / ADAPTER).is_file() and not (folder / "config.json").is_file()
+    adapter = contracts.is_adapter(folder)
+    if base is not None and not adapter:
+        raise ConfigError(f"--base: goes with an adapter, and {config.model} is a whole model; leave it out")
     below = _base_of(folder, config, base) if adapter else folder
     has_tokenizer = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
     tokenizer = load_tokenizer(folder if has_tokenizer else below, config)
@@ -317,11 +318,11 @@ def _base_of(folder: Path, config: ModelConfig, base: str | None) -> Path:
         )
     if base is None:
         try:
-            named = json.loads((folder / ADAPTER).read_text(encoding="utf-8")).get("base_model_name_or_path")
+            named = json.loads((folder / contracts.ADAPTER).read_text(encoding="utf-8")).get("base_model_name_or_path")
         except (OSError, ValueError, AttributeError) as error:
-            raise ModelError(f"{folder / ADAPTER}: cannot be read as JSON: {first_line(error)}") from error
+            raise ModelError(f"{folder / contracts.ADAPTER}: cannot be read as JSON: {first_line(error)}") from error
         if not isinstance(named, str) or not named:
-            raise ModelError(f"{folder / ADAPTER}: names no base model; give it with --base")
+            raise ModelError(f"{folder / contracts.ADAPTER}: names no base model; give it with --base")
         base = named
         note(f"{folder}: an adapter of {base}, which is opened with it")
     try:

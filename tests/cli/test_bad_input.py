@@ -12,6 +12,7 @@ import pytest
 
 from llara.cli import main
 from llara.loading import MINI
+from tests import tiny, tiny_reranker
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -228,3 +229,132 @@ def test_a_template_that_leaves_no_room(run: Run, tmp_path: Path, corpus: Path) 
     )
     assert code == 2
     assert "leaves no room for text" in errors(err)[0]
+
+
+PAIR = {"query": "why", "pos": ["a passage"], "neg": ["another"]}
+RUN = ("q1 Q0 d1 1 2.5 x", "q1 Q0 d2 2 1.5 x")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base model, a retriever, a reranker as a hub holds it, and an adapter of one."""
+    folder = tmp_path_factory.mktemp("models")
+    tiny.save_base(folder / "base")
+    tiny.model().save(folder / "retriever")
+    tiny_reranker.save_published(folder / "reranker")
+    tiny_reranker.save_adapter(folder / "adapter", folder / "base")
+    return folder
+
+
+@pytest.fixture
+def finetune(run: Run, models: Path, tmp_path: Path) -> Run:
+    def run_finetune(*argv: object) -> tuple[int, str, str]:
+        result = run("finetune", "--model", models / "base", "--output", tmp_path / "out", "--steps", "1", *argv)
+        assert (result[0] == 0) == (tmp_path / "out").exists()
+        return result
+
+    return run_finetune
+
+
+def only_error(result: tuple[int, str, str]) -> str:
+    code, out, err = result
+    assert (code, out) == (2, "")
+    (error,) = errors(err)
+    return error
+
+
+def test_a_training_set_that_teaches_nothing(finetune: Run, tmp_path: Path) -> None:
+    train = write(tmp_path / "train.jsonl", {"query": "why", "pos": ["a passage"]})
+    error = only_error(finetune("--train", train))
+    assert error.startswith(f"error: {train}: nothing can be learned: all examples have the same query")
+    assert "llara mine" in error
+    write(train, {"query": "why", "pos": ["a passage"]}, {"query": "how", "pos": ["another"]})
+    assert "raise --batch-size" in only_error(finetune("--train", train, "--batch-size", "1"))
+    assert finetune("--train", train)[0] == 0
+
+
+def test_some_steps_that_teach_nothing_are_said(finetune: Run, tmp_path: Path) -> None:
+    train = write(tmp_path / "train.jsonl", PAIR, {"query": "how", "pos": ["else"]})
+    code, _, err = finetune("--train", train, "--batch-size", "1")
+    assert code == 0
+    assert "1 examples have no hard negative, and a batch of one query teaches nothing then" in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (("--split", "dev"), "--split: 'dev' would be the split of a collection, and"),
+        (("--dev", "dev.jsonl", "--dev-split", "test"), "--dev-split: 'test' would be the split of a collection"),
+        (("--dev", "train.jsonl"), "--dev: train.jsonl is also trained on; held-out examples are others"),
+        (("--dev", "none.jsonl"), "none.jsonl: no such file or folder"),
+        (("--corpus", "none.jsonl"), "none.jsonl: no such file or folder"),
+        (("--dev", "pipe"), "pipe: is no regular file but a pipe or a device"),
+        (("--lora-alpha", "64"), "--lora-alpha: goes with --lora-rank"),
+    ],
+)
+def test_what_flags_and_paths_alone_give_away(
+    finetune: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv: tuple[str, ...], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("train.jsonl", "dev.jsonl"):
+        write(tmp_path / name, PAIR, PAIR)
+    os.mkfifo(tmp_path / "pipe")
+    assert only_error(finetune("--train", "train.jsonl", *argv)).startswith(f"error: {said}")
+    assert not (tmp_path / "out.partial").exists()  # nothing was begun
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"query": "q", "pos": ["a"], "neg": ["b"], "pos_scores": [1]}', "has pos_scores but no neg_scores"),
+        ('{"query": "q", "pos": ["a"], "neg": ["b"], "neg_scores": [1]}', "has neg_scores but no pos_scores"),
+        ('{"query": "q", "pos": ["a"], "pos_scores": [NaN]}', "broken JSON: NaN is not a JSON value"),
+        ('{"query": "q", "pos": ["a"], "pos_scores": [1e999]}', "pos_scores[0] is not a finite float32 number"),
+        ('{"query": "q", "pos": ["a"], "pos_scores": ["1"]}', "pos_scores[0] is not a number but a string"),
+        ('{"query": "q", "pos": ["a"], "pos_scores": [true]}', "pos_scores[0] is not a number but true or false"),
+        ('{"query": "q", "pos": ["a"], "pos_scores": "1"}', "the field pos_scores must be a list of numbers"),
+        ('{"query": "q", "pos": ["a"], "negs": ["b"]}', "no field neg, but 'negs'; rename it"),
+        ("{", "broken JSON: Expecting property name enclosed in double quotes at column 2; each line must hold a"),
+    ],
+)
+def test_training_rows_are_checked_before_the_first_step(finetune: Run, tmp_path: Path, line: str, said: str) -> None:
+    train = write(tmp_path / "train.jsonl", PAIR, line)
+    assert only_error(finetune("--train", train)).startswith(f"error: {train}:2: {said}")
+    assert not (tmp_path / "out.partial" / "log.jsonl").exists()
+
+
+def test_an_output_that_cannot_be_made(
+    finetune: Run, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = write(tmp_path / "train.jsonl", PAIR, PAIR)
+    below = tmp_path / "train.jsonl" / "deep" / "out"
+    hits = write(tmp_path / "run", *RUN)
+    refused = f"error: {below}: cannot be made, {train} is no folder; choose another --output"
+    config = write(tmp_path / "settings.toml", f"train = '{train}'")
+    assert only_error(run("finetune", "--model", "mini", "--config", config, "--output", below)) == refused
+    assert only_error(run("fuse", "--run", hits, hits, "--output", below)) == refused
+    assert "is a folder" in only_error(run("fuse", "--run", hits, hits, "--output", ""))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # whoever runs the tests may write anywhere
+    assert "cannot be written into; choose another" in only_error(finetune("--train", train))
+
+
+def test_a_chunk_that_cannot_be_long_enough(run: Run, tmp_path: Path, corpus: Path) -> None:
+    command = ("adapt", "--model", "mini", "--corpus", corpus, "--output", tmp_path / "out")
+    error = only_error(run(*command, "--min-chunk-length", "200"))
+    assert error.startswith("error: --min-chunk-length: 200 is more than --chunk-length 128")
+
+
+def test_models_of_the_wrong_kind(run: Run, models: Path, tmp_path: Path, corpus: Path) -> None:
+    hits, queries = write(tmp_path / "run", *RUN), write(tmp_path / "queries.jsonl", {"_id": "q1", "text": "why"})
+    train, out = write(tmp_path / "train.jsonl", PAIR, PAIR), ("--output", tmp_path / "out")
+
+    def rerank(model: str) -> str:
+        texts = ("--run", hits, "--queries", queries, "--corpus", corpus)
+        return only_error(run("rerank", "--model", models / model, *texts, *out))
+
+    assert "retriever: is a retriever, which makes vectors" in rerank("retriever")
+    assert "has no score head, so it is no reranker; make one with: llara finetune --task rerank" in rerank("base")
+    for command in (("encode", "--corpus", corpus), ("adapt", "--corpus", corpus), ("finetune", "--train", train)):
+        for model, said in (("reranker", "is a reranker, which scores"), ("adapter", "is a PEFT adapter; merge it")):
+            assert said in only_error(run(*command, "--model", models / model, *out))
+    assert not (tmp_path / "out").exists()

@@ -1,5 +1,6 @@
 """BEIR folders, pairs files and SQuAD JSON as collections with fixed splits."""
 
+import json
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -7,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from llara.data.collections import open_collection, read_qrels
+from llara.data.collections import is_collection, open_collection, read_qrels, refuse_splits
 from llara.data.splits import normalise, split_by_focus
-from llara.errors import DataError
+from llara.errors import ConfigError, DataError
 from llara.records import Qrel, Query
 
 Write = Callable[[str, Any], Path]
@@ -30,6 +31,31 @@ def test_what_is_no_collection(write: Write, tmp_path: Path) -> None:
         open_collection(tmp_path / "no")
     with pytest.raises(DataError, match="the file is empty"):
         open_collection(write("e.jsonl", ""))
+
+
+def test_a_split_of_what_has_none_is_refused(write: Write, beir: Path, squad: Callable[..., str]) -> None:
+    plain = [write("a.tsv", "1\tx"), write("a.jsonl", [{"query": "q", "pos": ["a"]}])]
+    collections = [
+        *(beir, write("s.json", squad(("T", [("text", [("1", "asked")])])))),
+        write("p.jsonl", [{"_id": "1", "question": "q", "answer": "a"}]),
+    ]
+    assert [is_collection(path) for path in plain + collections] == [False, False, True, True, True]
+    with pytest.raises(ConfigError) as caught:
+        refuse_splits("--split", "test", "train", plain)
+    listed = ", ".join(map(str, plain))
+    assert str(caught.value) == (
+        f"--split: 'test' would be the split of a collection, and {listed} has none; leave it out"
+    )
+    refuse_splits("--split", "train", "train", plain)
+    for collection in collections:
+        refuse_splits("--split", "test", "train", [*plain, collection])
+
+
+def test_a_folder_named_like_judgements_is_no_split(beir: Path) -> None:
+    (beir / "qrels" / "test.tsv").unlink()
+    (beir / "qrels" / "test.tsv").mkdir()
+    with pytest.raises(DataError, match=r"no split 'test'; it has dev, train, train-all"):
+        opened(beir).qrels("test")
 
 
 def test_beir_dev_is_a_fixed_part_of_train(beir: Path) -> None:
@@ -164,6 +190,10 @@ def test_bad_squad_questions(write: Write, squad: Callable[..., str]) -> None:
     with pytest.raises(
         DataError, match=r"data\[0\]\.paragraphs\[0\]\.qas\[0\]: the field question is missing or not text$"
     ):
+        open_collection(path)
+    paragraphs = [{"context": "one", "qas": None}, {"context": "two", "qas": 5}]
+    path = write("s.json", json.dumps({"data": [{"title": "T", "paragraphs": paragraphs}]}))
+    with pytest.raises(DataError, match=r"data\[0\]\.paragraphs\[1\]: the field qas is not a list$"):
         open_collection(path)
 
 

@@ -58,7 +58,7 @@ def test_texts_and_objects(write: Write) -> None:
         ({"query": "q", "pos": ["a"], "neg": [""]}, "empty passage in neg[0]"),
         ({"query": "q", "pos": [["a"]]}, "pos[0] is neither text nor an object with text but a list"),
         ({"query": "q", "pos": [{"title": "T"}]}, "no pos[0].text"),
-        ({"query": "q", "pos": [{"text": "a", "title": 1}]}, "pos[0].title is not text but a number"),
+        ({"query": "q", "pos": [{"text": "a", "title": 1}]}, "the field pos[0].title is not text but a number"),
         ({"query": "q", "pos": ["a", "b"], "neg": ["c", " b"]}, "neg[1] is also a positive: ' b'"),
         ({"query": "q", "pos": ["a\x00"]}, "the field pos[0] holds a NUL character at offset 1"),
         ([1], "not a JSON object but a list"),

@@ -41,6 +41,11 @@ def test_query_pos_neg_with_scores(write: Write) -> None:
     assert parts(path) == [("q", passages, texts("c")), ("q", passages, texts("c"), (1.0, 2.5), (-3.0,))]
 
 
+def test_fields_of_others_are_left_alone_and_a_title_stands_for_a_text(write: Write) -> None:
+    row = {"query": "q", "pos": [{"title": "T", "text": ""}], "prompt": "p", "type": "t", "query_id": 7, "pos_id": [1]}
+    assert parts(write("t.jsonl", [row, {**row, "neg": [], "neg_scores": []}])) == [("q", (Passage("", "T"),))] * 2
+
+
 def test_tevatron_with_passages(write: Write) -> None:
     row = {
         "query_id": "7",
@@ -110,7 +115,21 @@ SCORED = {"query": "q", "pos": ["a"], "neg": ["b", "c"]}
         ({**SCORED, "neg_scores": "12"}, "the field neg_scores must be a list of numbers, but is a string"),
         ({**SCORED, "neg_scores": [1, "2"]}, "neg_scores[1] is not a number but a string"),
         ({**SCORED, "neg_scores": [True, 2]}, "neg_scores[0] is not a number but true or false"),
-        ({**SCORED, "neg_scores": [1, 10**400]}, "neg_scores[1] is no finite number"),
+        ({**SCORED, "neg_scores": [1, 10**400]}, "neg_scores[1] is not a finite float32 number"),
+        ({**SCORED, "neg_scores": [1, 1e39]}, "neg_scores[1] is not a finite float32 number"),
+        ({**SCORED, "pos_scores": [1]}, "has pos_scores but no neg_scores; a teacher scores all"),
+        (
+            {**SCORED, "neg_scores": [1, 2]},
+            "has neg_scores but no pos_scores; a teacher scores all",
+        ),
+        ({"query": "q", "pos": ["a"], "negs": ["b"]}, "no field neg, but 'negs'; rename it"),
+        ({**SCORED, "pos_score": [1], "neg_score": [2, 3]}, "no field pos_scores, but 'pos_score'; rename it"),
+        ({**IDS, "negative_documents_ids": ["b"]}, "no field negative_document_ids, but 'negative_documents_ids'"),
+        (
+            {"query": "q", "pos": [{"title": "T\0", "text": "a"}]},
+            "the field pos[0].title holds a NUL character at offset 1",
+        ),
+        ({"query": "q", "pos": [{"title": " ", "text": ""}]}, "empty passage in pos[0]"),
         (
             {"query": "q", "positive_passages": "a"},
             "the field positive_passages must be a list of texts or of objects with title and text, but is a string",

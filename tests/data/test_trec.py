@@ -45,6 +45,12 @@ def test_qrels_in_every_format(write: Write, name: str, text: str) -> None:
         ),
         ("q 0 d 1\n\n", ":2: blank line"),
         ("q 0 d 1\nq 0 e 0.5\n", ":2: the relevance '0.5' is not a whole number"),
+        ("q\td\tnan\nq\te\t1\n", ":1: the relevance 'nan' is not a whole number"),
+        ("q\td\t0.5\nq\te\t1\n", ":1: the relevance '0.5' is not a whole number"),
+        ("q 0 d inf\n", ":1: the relevance 'inf' is not a whole number"),
+        ("q 0 d true\n", ":1: the relevance 'true' is not a whole number"),
+        ("q 0 d 1_0\n", ":1: the relevance '1_0' is not a whole number"),
+        (f"q 0 d {'9' * 25}\n", f":1: the relevance '{'9' * 25}' is not a whole number"),
         ("q 0 d 1\nq 0 e 1\nq 0 d 1\n", ":3: query 'q' and document 'd' are judged twice: line 1"),
         (b"q 0 d 1\nq 0 \xff 1\n", ":2: not UTF-8 at offset 4"),
     ],
@@ -54,6 +60,21 @@ def test_bad_qrels(write: Write, text: str | bytes, expected: str) -> None:
     with pytest.raises(DataError) as caught:
         read_qrel_lines(path)
     assert str(caught.value) == f"{path}{expected}"
+
+
+def test_numbers_of_thousands_of_digits_are_bad_lines(write: Write) -> None:
+    digits = "9" * 5000  # more than Python turns into a number
+    for text, read in ((f"q 0 d {digits}\n", read_qrel_lines), (f"q Q0 d {digits} 1 t\n", read_run)):
+        path = write("file", text)
+        with pytest.raises(DataError, match="is not a whole number"):
+            read(path)  # type: ignore[operator]
+
+
+def test_every_spelling_of_a_score_is_read(write: Write) -> None:
+    scores = ["1", "-1.5", "+2.", ".25", "1e3", "-1.25E-2", "007"]
+    lines = "".join(f"q Q0 d{number} 1 {score} t\n" for number, score in enumerate(scores))
+    found = {hit.document_id: hit.score for hit in read_run(write("run", lines))["q"]}
+    assert found == {f"d{number}": float(np.float32(float(score))) for number, score in enumerate(scores)}
 
 
 def test_ranks_follow_score_then_document_id_descending() -> None:
@@ -129,6 +150,7 @@ def test_a_run_with_a_score_that_is_no_number_is_not_written(tmp_path: Path) -> 
         ("q Q0 d 1 high t\n", ":1: the score 'high' is not a finite float32 number"),
         ("q Q0 d 1 nan t\n", ":1: the score 'nan' is not a finite float32 number"),
         ("q Q0 d 1 -inf t\n", ":1: the score '-inf' is not a finite float32 number"),
+        ("q Q0 d 1 1_000 t\n", ":1: the score '1_000' is not a finite float32 number"),
         ("q Q0 d 1 1e300 t\n", ":1: the score '1e300' is not a finite float32 number"),
         ("q Q0 d 1 0.5 t\nr Q0 d 1 0.5 t\nq Q0 d 2 0.4 t\n", ":3: document 'd' stands twice under query 'q'"),
         ("q Q0 d 1 0.5 t\n\n", ":2: blank line"),

@@ -140,13 +140,14 @@ def test_bad_examples_are_refused_before_the_first_step_and_can_be_mended(
     base: Path, tmp_path: Path, line: str, message: str
 ) -> None:
     train = tmp_path / "train.jsonl"
-    train.write_text('{"query": "q", "pos": ["p"]}\n' + line + "\n")
+    good = '{"query": "q", "pos": ["p"], "neg": ["n"]}\n'
+    train.write_text(good + line + "\n")
     config = finetune_config(base, train, tmp_path / "out", steps=1, batch_size=1)
     with pytest.raises(DataError, match=message):
         finetune(config)
     assert not config.output.exists()
     assert not (tmp_path / "out.partial" / "log.jsonl").exists()
-    train.write_text('{"query": "q", "pos": ["p"]}\n')
+    train.write_text(good)
     assert finetune(config).steps == 1
 
 
@@ -155,6 +156,23 @@ def test_lengths_without_room_for_text_are_refused_and_can_be_mended(base: Path,
     with pytest.raises(ConfigError, match="a query length of 3 tokens leaves no room for text"):
         finetune(finetune_config(base, train, tmp_path / "out", query_length=3))
     assert finetune(finetune_config(base, train, tmp_path / "out", steps=1)).output.is_dir()
+
+
+def test_a_single_step_learns_although_the_rate_begins_at_zero(base: Path, tmp_path: Path) -> None:
+    train = write_lines(tmp_path / "train.jsonl", toy_rows()[:4])
+    made = finetune(finetune_config(base, train, tmp_path / "out", steps=1, warmup=0.1)).output
+    before, after = weights(base)["model.embed_tokens.weight"], weights(made)["model.embed_tokens.weight"]
+    assert not torch.equal(before, after)
+
+
+def test_held_out_examples_that_cannot_tell_steps_apart_are_refused(base: Path, tmp_path: Path) -> None:
+    train = write_lines(tmp_path / "train.jsonl", toy_rows()[:4])
+    passage = toy_rows()[0]["pos"]
+    dev = write_lines(tmp_path / "dev.jsonl", [{"query": "read", "pos": passage}])
+    config = finetune_config(base, train, tmp_path / "out", steps=1, dev=(dev,), dev_passages=1)
+    with pytest.raises(DataError, match=r"dev\.jsonl: each passage is relevant to each held-out query"):
+        finetune(config)
+    assert finetune(replace(config, dev_passages=3)).steps == 1
 
 
 def test_a_collection_is_trained_on_its_split(base: Path, tmp_path: Path) -> None:
@@ -166,7 +184,7 @@ def test_a_collection_is_trained_on_its_split(base: Path, tmp_path: Path) -> Non
         lines = ["query-id\tcorpus-id\tscore", *(f"q{i}\td{i}\t1" for i in (number, number + 2))]
         (folder / "qrels" / f"{split}.tsv").write_text("\n".join(lines) + "\n")
     assert [item.query for item in read_examples([folder], "dev")] == ["read 1", "read 3"]
-    result = finetune(finetune_config(base, folder, tmp_path / "out", steps=None, batch_size=1, split="dev"))
+    result = finetune(finetune_config(base, folder, tmp_path / "out", steps=None, epochs=2, batch_size=2, split="dev"))
     assert result.steps == 2
     assert isinstance(Retriever.load(str(result.output), device="cpu").model, EmbeddingModel)
 

@@ -106,7 +106,7 @@ def test_the_batches_of_a_run_are_those_of_its_epochs(model: EmbeddingModel, sto
     per_pass = source_of(model, store).batches_per_pass
     assert source_of(model, store, steps=5).batches is None
     assert source_of(model, store, steps=None, epochs=2.5).batches == -(-5 * per_pass // 2)
-    assert source_of(model, store, steps=None, epochs=0.0).batches == 1
+    assert source_of(model, store, steps=None, epochs=0.001).batches == 1
 
 
 @pytest.mark.parametrize("objective", ["ebae+ebar", "ebae", "ebar", "lm"])
@@ -221,9 +221,16 @@ def test_a_sample_is_drawn_from_what_is_left(model: EmbeddingModel, store: Chunk
 
 @pytest.mark.parametrize(
     "changes",
-    [{"cut": "token"}, {"deduplicate": False}, {"held_out": 0}, {"targets": "idf"}, {"language": "german"}],
+    [{"cut": "token"}, {"deduplicate": False}, {"held_out": 0}, {"targets": "idf"}],
 )
 def test_what_decides_the_batches_is_part_of_a_run(changes: dict[str, Any]) -> None:
     paths = (Path("base"), Path("corpus"), Path("out"))
     one, other = (identity_of(adapt_config(*paths, **each), "adapt", "base", Contract(), {}) for each in ({}, changes))
+    assert one != other
+
+
+def test_the_language_of_the_stop_words_is_part_of_a_run() -> None:
+    paths = (Path("base"), Path("corpus"), Path("out"))
+    made = [adapt_config(*paths, targets="no-stopwords", language=each) for each in ("english", "german")]
+    one, other = (identity_of(each, "adapt", "base", Contract(), {}) for each in made)
     assert one != other

@@ -4,10 +4,12 @@ import json
 import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_origin
 
 from llara.errors import ConfigError
 
+SEED_MAX = 2**32 - 1
+"""Largest seed of a training run: numpy's generator, which transformers seeds as well, takes no larger one."""
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -21,7 +23,7 @@ class JobConfig:
     """Recompute every checksum of what is opened, not only sizes and headers."""
 
     def __post_init__(self) -> None:
-        problems = self.problems()
+        problems = self._not_lists() or self.problems()  # what is no list cannot be looked at as one
         if problems:
             raise ConfigError(problems)
 
@@ -29,12 +31,37 @@ class JobConfig:
         """Returns every setting that cannot be right, as `--flag: what is wrong`."""
         return self._not_finite()
 
+    def _not_lists(self) -> list[str]:
+        """From Python, where nothing else looks at types: one string would be taken for a list of its characters."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if get_origin(field.type) is tuple}
+        return [
+            f"--{name.replace('_', '-')}: must be a tuple of values, got a {type(value).__name__}"
+            for name, value in values.items()
+            if not isinstance(value, tuple)
+        ]
+
     def _not_finite(self) -> list[str]:
         numbers = {field.name: getattr(self, field.name) for field in fields(self)}
         return [
             f"--{name.replace('_', '-')}: must be a finite number, got {value}"
             for name, value in numbers.items()
             if isinstance(value, float) and not math.isfinite(value)
+        ]
+
+    def _only_with(self, given: bool, condition: str, *names: str) -> list[str]:
+        """Returns a problem for each of `names` that was set although nothing reads it without `condition`."""
+        defaults = {field.name: field.default for field in fields(self)}
+        return [
+            f"--{name.replace('_', '-')}: goes with {condition}"
+            for name in names
+            if not given and getattr(self, name) != defaults[name]
+        ]
+
+    def _above_zero(self, *names: str) -> list[str]:
+        return [
+            f"--{name.replace('_', '-')}: must be above 0, got {getattr(self, name)}"
+            for name in names
+            if getattr(self, name) is not None and getattr(self, name) <= 0
         ]
 
     def _at_least(self, minimum: float, *names: str) -> list[str]:
@@ -70,6 +97,13 @@ class ModelConfig(JobConfig):
     """auto, cpu, cuda, cuda:1, mps; training takes the first GPU that it sees."""
     trust_remote_code: bool = False
     """Run Python code that the model folder brings along. Only for folders whose code you have read."""
+
+
+def pair_length_problems(query_length: int | None, length: int | None) -> list[str]:
+    """Returns what is wrong with a reranker's lengths: those of the query, and of query and document together."""
+    if query_length is None or length is None or query_length < length:
+        return []
+    return [f"--query-length: {query_length} of --length {length} leave no room for a document"]
 
 
 def to_plain(config: JobConfig) -> dict[str, Any]:

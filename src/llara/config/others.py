@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from llara.config.base import JobConfig, ModelConfig
+from llara.config.base import SEED_MAX, JobConfig, ModelConfig
 
 PLOTS = (".png", ".svg", ".pdf")
 MOST_ROWS = 12  # of panels in a plot: more are no picture any more
@@ -92,4 +92,4 @@ class DemoConfig(JobConfig):
     def problems(self) -> list[str]:
         """See `JobConfig.problems`."""
         both = ["--fast and --full: give one of the two"] if self.fast and self.full else []
-        return [*super().problems(), *both]
+        return [*super().problems(), *both, *self._within(0, SEED_MAX, "seed")]

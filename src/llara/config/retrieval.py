@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from llara.config.base import JobConfig, ModelConfig
+from llara.config.base import JobConfig, ModelConfig, pair_length_problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,8 @@ class IndexConfig(JobConfig):
     def problems(self) -> list[str]:
         """See `JobConfig.problems`."""
         numbers = [*self._at_least(0, "k1"), *self._within(0, 1, "b")]
-        return [*super().problems(), *numbers, *self._source_problems()]
+        words = self._only_with(self.type == "bm25", "--type bm25", "k1", "b", "language")
+        return [*super().problems(), *numbers, *words, *self._source_problems()]
 
     def _source_problems(self) -> list[str]:
         problems = []
@@ -126,7 +127,7 @@ class SearchConfig(ModelConfig):
             problems.append("--query or --queries: give exactly one of the two")
         if self.queries is not None and self.output is None:
             problems.append("--output: is required with --queries")
-        return problems
+        return [*problems, *self._only_with(self.queries is not None, "--queries", "split")]
 
     def _hybrid_problems(self) -> list[str]:
         if not self.hybrid:
@@ -231,6 +232,7 @@ class RerankConfig(ModelConfig):
             *([] if self.model else ["--model: is required (a reranker's folder or hub id)"]),
             *self._at_least(1, "depth", "top_k", "query_length", "length", "token_budget"),
             *self._within(0, 1, "first_stage_weight"),
+            *pair_length_problems(self.query_length, self.length),
         ]
 
 
@@ -254,6 +256,7 @@ class FuseConfig(JobConfig):
     def problems(self) -> list[str]:
         """See `JobConfig.problems`."""
         problems = [*super().problems(), *self._at_least(0, "k"), *self._at_least(1, "top_k")]
+        problems += self._only_with(self.method == "rrf", "--method rrf", "k")
         if len(self.run) < 2:
             problems.append(f"--run: fusion takes two runs or more, got {len(self.run)}")
         return [*problems, *weight_problems(self.weights, len(self.run), "runs")]
@@ -295,4 +298,5 @@ class EvaluateConfig(JobConfig):
             *([] if self.run else ["--run: is required"]),
             *([] if self.metrics else ["--metrics: is required"]),
             *self._at_least(1, "permutations"),
+            *self._at_least(0, "seed"),
         ]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-from llara.config.base import ModelConfig
+from llara.config.base import SEED_MAX, ModelConfig, pair_length_problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +81,22 @@ class TrainConfig(ModelConfig):
             *([] if self.model else ["--model: is required (a folder, a hub id, or mini)"]),
             *self._at_least(1, "steps", "batch_size", "accumulation", "token_budget"),
             *self._at_least(1, "save_every", "keep", "log_every", "measure_every"),
-            *self._at_least(0, "epochs", "learning_rate", "weight_decay", "max_grad_norm", "lora_rank", "seed"),
+            *self._at_least(0, "learning_rate", "weight_decay", "max_grad_norm", "lora_rank"),
+            *self._above_zero("epochs"),
             *self._within(0, 1, "warmup", "lora_dropout"),
+            *self._within(0, SEED_MAX, "seed"),
+            *self._lora_problems(),
         ]
+
+    def _lora_problems(self) -> list[str]:
+        problems = self._only_with(self.lora_rank > 0, "--lora-rank", "lora_alpha", "lora_dropout", "lora_modules")
+        if self.lora_alpha < 1:
+            problems.append(f"--lora-alpha: must be 1 or more, got {self.lora_alpha}")
+        if self.lora_dropout == 1:
+            problems.append("--lora-dropout: 1 leaves nothing to learn from; give less")
+        if not self.lora_modules:
+            problems.append("--lora-modules: is empty; name linear maps, or leave it at all-linear")
+        return problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +144,18 @@ class AdaptConfig(TrainConfig):
             *([] if self.corpus else ["--corpus: is required"]),
             *self._at_least(1, "chunk_length", "min_chunk_length", "max_chunks"),
             *self._at_least(0, "lm_weight", "loss_scale", "held_out"),
+            *self._only_with(self.targets == "no-stopwords", "--targets no-stopwords", "language"),
+            *self._chunk_problems(),
         ]
+
+    def _chunk_problems(self) -> list[str]:
+        problems = []
+        if 0 < self.chunk_length < self.min_chunk_length:
+            given = f"{self.min_chunk_length} is more than --chunk-length {self.chunk_length}"
+            problems.append(f"--min-chunk-length: {given}, so no chunk is long enough to be trained on; give less")
+        if self.objective != "lm" and self.loss_scale == 0 and not self.lm_weight:
+            problems.append("--loss-scale: 0 leaves nothing to train on without --lm-weight")
+        return problems
 
 
 # Settings of fine-tuning that speak of vectors, which a reranker does not make.
@@ -237,15 +261,10 @@ class FinetuneConfig(TrainConfig):
         ]
         if self.passage_length is not None:
             problems.append("--passage-length: a reranker reads query and passage together; give --length")
+        problems += pair_length_problems(self.query_length, self.length)
         if not self.negatives:
             problems.append("--negatives: a reranker is trained against hard negatives; ask for some")
         return problems
-
-    def _above_zero(self, *names: str) -> list[str]:
-        values = {name: getattr(self, name) for name in names}
-        return [
-            f"--{name.replace('_', '-')}: must be above 0, got {value}" for name, value in values.items() if value <= 0
-        ]
 
     def _set_problems(self) -> list[str]:
         sets = len(set(self.train))
@@ -263,7 +282,7 @@ class FinetuneConfig(TrainConfig):
             )
         if self.patience and not self.dev:
             problems.append("--patience: needs --dev, to tell a better step from a worse one")
-        return problems
+        return [*problems, *self._only_with(bool(self.dev), "--dev", "dev_split", "dev_queries", "dev_passages")]
 
     def _loss_problems(self) -> list[str]:
         dims, weights, problems = self.matryoshka_dims, self.matryoshka_weights, []
@@ -277,7 +296,14 @@ class FinetuneConfig(TrainConfig):
             problems.append("--contrast-weight: nothing is left to train on; choose --distill, too")
         if self.distill != "none" and not self.negatives:
             problems.append("--negatives: --distill compares a positive with negatives; ask for some")
-        return problems
+        if self.distill != "none" and not self.distill_weight:
+            problems.append("--distill-weight: 0 learns nothing from the teacher; leave out --distill")
+        return [
+            *problems,
+            *self._only_with(self.distill != "none", "--distill", "distill_weight"),
+            *self._only_with(self.distill == "kl", "--distill kl", "teacher_temperature"),
+            *self._only_with(self.contrast_weight > 0, "--contrast-weight above 0", "margin", "relative_margin"),
+        ]
 
 
 def _listed(values: Sequence[float]) -> str:

@@ -5,7 +5,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -15,7 +15,7 @@ from llara.data.queries import read_query_file
 from llara.data.rows import beir_file, format_of, read_rows, squad_paragraphs
 from llara.data.splits import Split, is_dev_query, normalise, split_by_focus
 from llara.data.trec import QrelLine, read_qrel_lines
-from llara.errors import DataError, nearest
+from llara.errors import ConfigError, DataError, nearest
 from llara.records import Document, Qrel, Query
 
 
@@ -53,7 +53,8 @@ class BeirCollection:
     @property
     def splits(self) -> tuple[str, ...]:
         """Names of the splits, sorted."""
-        files = [item for item in (self.path / "qrels").glob("*") if plain_name(item).endswith(".tsv")]
+        found = (self.path / "qrels").glob("*")
+        files = [item for item in found if plain_name(item).endswith(".tsv") and item.is_file()]
         names = {item.name.removesuffix(".gz").removesuffix(".tsv") for item in files}
         return tuple(sorted(names | ({"dev", "train-all"} if "train" in names else set())))
 
@@ -132,15 +133,25 @@ def open_collection(path: Path) -> Collection | None:
     DataError where the file or folder is missing, or a collection by its look but broken.
     """
     path = Path(path)
-    if path.is_dir():
-        return BeirCollection(path) if beir_file(path, "corpus.jsonl") else None
-    if not path.exists():
-        raise DataError(path, None, "no such file or folder")
-    if plain_name(path).endswith((".tsv", ".txt", ".md", ".parquet")) or not _starts_with_brace(path):
-        return None
-    if format_of(path) == "squad":
-        return _open_squad(path)
-    return _open_pairs(path) if _is_pairs_file(path) else None
+    kind = _kind_of(path)
+    return None if kind is None else _OPENERS[kind](path)
+
+
+def is_collection(path: Path) -> bool:
+    """Tells whether there is a collection at `path`, by the look of it: no more than its first row is read."""
+    return _kind_of(Path(path)) is not None
+
+
+def refuse_splits(flag: str, split: str | None, default: str | None, paths: Sequence[Path]) -> None:
+    """Refuses a split that was asked for where none of the paths is a collection, which alone has splits.
+
+    Raises:
+        ConfigError: All rows would be taken, and the split passed over in silence.
+        DataError: A path is missing or unreadable.
+    """
+    if split != default and not any(is_collection(path) for path in paths):
+        listed = ", ".join(map(str, paths))
+        raise ConfigError(f"{flag}: {split!r} would be the split of a collection, and {listed} has none; leave it out")
 
 
 def read_queries(path: Path, split: str | None = None) -> list[Query]:
@@ -174,6 +185,18 @@ def check_split(collection: Collection, split: str) -> str:
         known = f"it has {', '.join(names)}" if names else "it has no judgements"
         raise DataError(collection.path, None, f"no split {split!r}{nearest(split, names)}; {known}")
     return split
+
+
+def _kind_of(path: Path) -> str | None:
+    if path.is_dir():
+        return "beir" if beir_file(path, "corpus.jsonl") else None
+    if not path.exists():
+        raise DataError(path, None, "no such file or folder")
+    if plain_name(path).endswith((".tsv", ".txt", ".md", ".parquet")) or not _starts_with_brace(path):
+        return None
+    if format_of(path) == "squad":
+        return "squad"
+    return "pairs" if _is_pairs_file(path) else None
 
 
 def _starts_with_brace(path: Path) -> bool:
@@ -237,3 +260,10 @@ def _open_pairs(path: Path) -> JudgedCollection:
         if kept:
             questions[asked[0]].append((query, [document_id for text in kept for document_id in same_text[text]]))
     return JudgedCollection(path, questions)
+
+
+_OPENERS: dict[str, Callable[[Path], Collection]] = {
+    "beir": BeirCollection,
+    "squad": _open_squad,
+    "pairs": _open_pairs,
+}

@@ -65,7 +65,8 @@ def parse_object(row: Row) -> dict[str, Any]:
     try:
         value = json.loads(text, parse_constant=_reject_constant)
     except json.JSONDecodeError as error:
-        _bad(row, f"broken JSON: {error.msg.removesuffix(' at')} at column {error.pos + 1}")
+        advice = "; each line must hold a whole object" if text.strip() in ("{", "[", "[{") else ""
+        _bad(row, f"broken JSON: {error.msg.removesuffix(' at')} at column {error.pos + 1}{advice}")
     except ValueError as error:  # NaN, or a number of thousands of digits
         _bad(row, f"broken JSON: {error}")
     except RecursionError:
@@ -99,6 +100,17 @@ def check_text(row: Row, value: Any, what: str, field: str = "text", title: str 
         _bad(row, f"the field {field} holds a NUL character at offset {value.index(chr(0))}")
     if not value.strip() and not title.strip():
         _bad(row, f"empty {what}")
+    return value
+
+
+def check_title(row: Row, value: Any, field: str = "title") -> str:
+    """Returns a title that can stand in front of a text: empty where there is none, text without NUL."""
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        _bad(row, f"the field {field} is not text but {json_type(value)}")
+    if "\x00" in value:
+        _bad(row, f"the field {field} holds a NUL character at offset {value.index(chr(0))}")
     return value
 
 
@@ -140,13 +152,7 @@ def _from_object(row: Row, fields: dict[str, Any], default_id: str | None) -> Do
         text = check_text(row, fields.pop("answer"), "answer", "answer")
         del fields["question"]
         return Document(document_id, text, "", fields)
-    text, title = fields.pop("text", None), fields.pop("title", None)
-    if title is None:
-        title = ""
-    elif not isinstance(title, str):
-        _bad(row, f"the field title is not text but {json_type(title)}")
-    if "\x00" in title:
-        _bad(row, f"the field title holds a NUL character at offset {title.index(chr(0))}")
+    text, title = fields.pop("text", None), check_title(row, fields.pop("title", None))
     text = check_text(row, text, "passage", title=title)
     if isinstance(fields.get("metadata"), dict):
         fields = {**fields.pop("metadata"), **fields}

@@ -15,12 +15,14 @@ Tab-separated columns, told apart by their number, the same in every row:
 The columns of the first two are ids where a corpus and queries are given, else texts.
 """
 
-import sys
+import difflib
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from llara.data.documents import check_id, check_text, decode, json_type, parse_object
+from llara.data.documents import check_id, check_text, check_title, decode, json_type, parse_object
+from llara.data.numbers import fits_float32, is_whole
 from llara.data.rows import Row, read_rows
 from llara.errors import DataError, nearest
 from llara.records import Passage
@@ -29,6 +31,10 @@ KNOWN = (
     "training data is JSON lines with query, pos, neg, or of Tevatron's layouts, a .tsv of pairs or triples, "
     "or a collection (BEIR folder, pairs, SQuAD JSON)"
 )
+_FIELDS = {
+    *("query", "pos", "neg", "positive_passages", "negative_passages", "query_text", "text", "query_id"),
+    *("positive_document_ids", "negative_document_ids", "pos_scores", "neg_scores"),
+}
 _MEDIA = ("query_image", "query_video", "query_audio")
 
 
@@ -59,7 +65,8 @@ def read_training_rows(path: Path, *, ids: bool = False) -> Iterator[TrainingRow
 
     Raises:
         DataError: A row that does not fit its layout, with file and line: no positive, empty text, a text or number
-            where a list belongs, a negative that is a positive, scores that are not as many as passages.
+            where a list belongs, a negative that is a positive, scores that are not as many as passages, a field whose
+            name is misspelt.
     """
     columns = 0
     judged: list[tuple[Row, list[str]]] = []
@@ -134,8 +141,30 @@ def _checked(
         if _compared(passage) in same:
             shown = passage.id if isinstance(passage, ById) else passage.text[:60]
             _bad(row, f"{neg}[{number}] is also a positive: {shown!r}")
-    scores = (_scores(row, "pos_scores", fields, positives, pos), _scores(row, "neg_scores", fields, negatives, neg))
-    return TrainingRow(row.path, row.line, query, positives, negatives, *scores)
+    misspelt = _misspelt(tuple(fields), (neg, "pos_scores", "neg_scores"))
+    if misspelt is not None:
+        _bad(row, "no field {}, but {!r}; rename it".format(*misspelt))
+    of_positives = _scores(row, "pos_scores", fields, positives, pos)
+    of_negatives = _scores(row, "neg_scores", fields, negatives, neg)
+    if of_positives and negatives and not of_negatives:
+        _bad(row, "has pos_scores but no neg_scores; a teacher scores all passages of a row, or none")
+    if of_negatives and not of_positives:
+        _bad(row, "has neg_scores but no pos_scores; a teacher scores all passages of a row, or none")
+    return TrainingRow(row.path, row.line, query, positives, negatives, of_positives, of_negatives)
+
+
+@functools.lru_cache
+def _misspelt(names: tuple[str, ...], optional: tuple[str, ...]) -> tuple[str, str] | None:
+    """Returns an optional field that a row lacks, and the name in the row that can only stand for it.
+
+    The row would be read without it, and nobody would know; a required field is missed anyhow.
+    """
+    others = [name for name in names if name not in _FIELDS]
+    for missing in optional:
+        found = difflib.get_close_matches(missing, others, n=1, cutoff=0.8) if missing not in names else []
+        if found:
+            return missing, found[0]
+    return None
 
 
 def _list(row: Row, field: str, value: Any, of: str) -> list[Any]:
@@ -154,10 +183,8 @@ def _passage(row: Row, field: str, value: Any) -> Passage:
         return Passage(check_text(row, value, f"passage in {field}", field))
     if not isinstance(value, dict):
         _bad(row, f"{field} is neither text nor an object with text but {json_type(value)}")
-    title = value.get("title") or ""
-    if not isinstance(title, str):
-        _bad(row, f"{field}.title is not text but {json_type(title)}")
-    return Passage(check_text(row, value.get("text"), f"passage in {field}", f"{field}.text"), title)
+    title = check_title(row, value.get("title"), f"{field}.title")
+    return Passage(check_text(row, value.get("text"), f"passage in {field}", f"{field}.text", title), title)
 
 
 def _ids(row: Row, field: str, value: Any) -> tuple[ById, ...]:
@@ -175,8 +202,8 @@ def _scores(
     for number, value in enumerate(values):
         if isinstance(value, bool) or not isinstance(value, int | float):
             _bad(row, f"{field}[{number}] is not a number but {json_type(value)}")
-        if not abs(value) <= sys.float_info.max:  # nor a whole number that no float holds
-            _bad(row, f"{field}[{number}] is no finite number")
+        if not fits_float32(value):
+            _bad(row, f"{field}[{number}] is not a finite float32 number")
     return tuple(float(value) for value in values)
 
 
@@ -217,7 +244,7 @@ def _from_judgements(judged: list[tuple[Row, list[str]]]) -> Iterator[TrainingRo
     """Yields the example of one query's judgements, if it has a relevant document."""
     relevant = []
     for row, (_, _, document_id, relevance) in judged:
-        if not relevance.removeprefix("-").isdecimal():
+        if not is_whole(relevance):
             _bad(row, f"the relevance {relevance!r} is not a whole number")
         if int(relevance) > 0:
             relevant.append(ById(check_id(row, document_id)))

@@ -53,6 +53,17 @@ def open_bytes(path: Path) -> Iterator[BinaryIO | gzip.GzipFile]:
             yield raw
 
 
+def check_readable(path: Path) -> None:
+    """Refuses, without reading it, what is neither a file nor a folder that can be read; DataError says why."""
+    if path.is_dir():
+        next(walk_files(path), None)
+        return
+    if not path.exists():
+        raise DataError(path, None, "no such file or folder")
+    with open_bytes(path):
+        pass
+
+
 def read_lines(path: Path, max_bytes: int = MAX_LINE_BYTES) -> Iterator[Line]:
     r"""Yields the lines of a file, `\n` or `\r\n` and a UTF-8 byte order mark taken off.
 

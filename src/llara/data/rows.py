@@ -98,7 +98,10 @@ def squad_paragraphs(path: Path) -> list[dict[str, Any]]:
             counts[title] = counts.get(title, 0) + 1
             document_id = as_id(f"{title}-{counts[title]}")
             distinct[context] = {"_id": document_id, "title": title.replace("_", " "), "text": context, "questions": []}
-        for number, question in enumerate(paragraph.get("qas", [])):
+        questions = paragraph.get("qas") or []
+        if not isinstance(questions, list):
+            raise DataError(path, None, f"{where}: the field qas is not a list")
+        for number, question in enumerate(questions):
             at = f"{where}.qas[{number}]"
             pair = [_text_field(path, question, "id", at), _text_field(path, question, "question", at)]
             distinct[context]["questions"].append(pair)

@@ -8,11 +8,13 @@ from typing import NamedTuple
 import numpy as np
 
 from llara.data.lines import read_lines, read_whole
+from llara.data.numbers import fits_float32, is_whole, to_float
 from llara.errors import DataError
 from llara.files import write_atomic
 from llara.records import Hit, Qrel
 
-_FLOAT32_END = 2.0**128 - 2.0**103  # from here on, rounding to float32 gives infinity
+# What the third column of a header line is called: a first line with anything else there is a judgement, or a bad one.
+_HEADERS = {"score", "relevance", "rel", "label", "grade", "rating"}
 
 
 class QrelLine(NamedTuple):
@@ -31,13 +33,13 @@ def read_qrel_lines(path: Path) -> list[QrelLine]:
     found: list[QrelLine] = []
     seen: dict[tuple[str, str], int] = {}
     for number, columns in _columns(path):
-        if number == 1 and len(columns) == 3 and not _is_whole(columns[2]):
+        if number == 1 and len(columns) == 3 and columns[2].lower() in _HEADERS:
             continue
         if len(columns) not in (3, 4):
             wanted = "4 (query 0 document relevance) or 3 (query-id corpus-id score)"
             raise DataError(path, number, f"{len(columns)} columns; a judgement has {wanted}")
         query_id, document_id, relevance = columns[0], columns[-2], columns[-1]
-        if not _is_whole(relevance):
+        if not is_whole(relevance):
             raise DataError(path, number, f"the relevance {relevance!r} is not a whole number")
         first = seen.setdefault((query_id, document_id), number)
         if first != number:
@@ -75,10 +77,10 @@ def parse_run_line(path: Path, number: int, data: bytes, oversize: bytes = b"") 
     if len(columns) != 6:
         raise DataError(path, number, f"{len(columns)} columns; a run has 6 (query Q0 document rank score tag)")
     query_id, _, document_id, rank, score, _ = columns
-    if not _is_whole(rank):
+    if not is_whole(rank):
         raise DataError(path, number, f"the rank {rank!r} is not a whole number (column 4; the score is column 5)")
-    value = _number(score)
-    if not abs(value) < _FLOAT32_END:  # nan too
+    value = to_float(score)
+    if not fits_float32(value):
         raise DataError(path, number, f"the score {score!r} is not a finite float32 number")
     return query_id, document_id, value
 
@@ -139,14 +141,3 @@ def _split(path: Path, number: int, data: bytes, oversize: bytes) -> list[str]:
     if oversize or not columns:
         raise DataError(path, number, "line too long" if oversize else "blank line")
     return columns
-
-
-def _is_whole(text: str) -> bool:
-    return text.removeprefix("-").isdecimal()
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan

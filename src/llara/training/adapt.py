@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from llara.config import AdaptConfig
+from llara.data.lines import check_readable
 from llara.errors import ConfigError, DataError, ModelError
 from llara.loading import load_model
 from llara.model import TOKEN_BUDGET, EmbeddingModel
@@ -40,6 +41,8 @@ def adapt(config: AdaptConfig) -> TrainResult:
         ModelError: A model that cannot be adapted; says why.
         StorageError: The output belongs to another configuration, or the disk is full.
     """
+    for path in config.corpus:
+        check_readable(path)  # before the model is loaded
     ranks, model, identity, earlier = open_run(
         config, "adapt", lambda: _load(config), lambda: {"corpus": fingerprint(config.corpus)}
     )

@@ -35,7 +35,7 @@ def training_arguments(
         gradient_accumulation_steps=config.accumulation,
         learning_rate=config.learning_rate,
         lr_scheduler_type={"constant": "constant_with_warmup"}.get(config.schedule, config.schedule),
-        warmup_steps=math.ceil(config.warmup * steps),
+        warmup_steps=min(math.ceil(config.warmup * steps), steps - 1),  # its first step has a rate of 0
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         logging_strategy="steps",

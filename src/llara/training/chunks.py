@@ -22,8 +22,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from llara.data.lines import walk_files
-from llara.errors import DataError, StorageError
+from llara.data.lines import check_readable, walk_files
+from llara.errors import StorageError
 from llara.files import FileRecord, check_file, confined, disk_errors, read_json, sha256_file
 
 TABLES = ("tokens.bin", "chunks.bin", "documents.bin", "ids.bin", "frequency.bin")
@@ -87,12 +87,11 @@ def fingerprint(paths: Sequence[Path]) -> str:
     """Returns a SHA-256 over the content of files, and of folders file by file in order of their names.
 
     Raises:
-        DataError: A path is missing.
+        DataError: A path is missing, or is neither a file nor a folder.
     """
     total = hashlib.sha256()
     for path in paths:
-        if not path.exists():
-            raise DataError(path, None, "no such file or folder")
+        check_readable(path)  # the checksum of a pipe would take what is to be read
         for file in walk_files(path) if path.is_dir() else [path]:
             total.update(sha256_file(file).encode())
     return total.hexdigest()

@@ -5,6 +5,7 @@ from functools import partial
 
 from llara.config import FinetuneConfig
 from llara.contract import Contract
+from llara.errors import DataError
 from llara.loading import load_model
 from llara.model import EmbeddingModel
 from llara.parity import check_vectors
@@ -12,8 +13,9 @@ from llara.progress import note
 from llara.training.arguments import steps_for
 from llara.training.contrast import ContrastModule, ContrastSource, matryoshka_of
 from llara.training.dev import DevMeasure, make_pool
-from llara.training.examples import ExampleDraw, Opened, data_identity, open_examples
+from llara.training.examples import ExampleDraw, Opened, check_data, data_identity, open_examples
 from llara.training.final import final_model
+from llara.training.learnable import check_learnable
 from llara.training.lora import add_lora
 from llara.training.opening import open_run
 from llara.training.rerank import finetune_reranker
@@ -35,12 +37,13 @@ def finetune(config: FinetuneConfig) -> TrainResult:
 
     Raises:
         ConfigError: Settings that contradict the model or leave no room for text.
-        DataError: A row of the training data that does not fit; found before the first step.
+        DataError: A row of the training data that does not fit, or nothing to learn from; found before the first step.
         ModelError: A model that cannot be loaded.
         StorageError: The output belongs to another configuration, or the disk is full.
     """
     if config.task == "rerank":
         return finetune_reranker(config)
+    check_data(config)
     ranks, model, identity, earlier = open_run(config, "finetune", lambda: _load(config), lambda: data_identity(config))
     if earlier is not None:
         return earlier
@@ -48,6 +51,7 @@ def finetune(config: FinetuneConfig) -> TrainResult:
     with Workspace(config, identity, ranks) as work:
         with ranks.in_turn():
             examples = open_examples(work.folder / "examples", config)
+            check_learnable(examples.train, config, model.contract.join_title, ranks.world)
         draw = ExampleDraw(examples.train, examples.weights, config, model.contract, ranks.world)
         source = ContrastSource(draw, model, config)
         peft_model = add_lora(model, config) if config.lora_rank else None
@@ -69,6 +73,9 @@ def dev_measure(
     if not examples.dev:
         return None
     pool = make_pool(examples.dev, examples.train, config, source.contract)
+    if pool.relevant.shape[1] == len(pool.queries) * len(pool.passages):
+        reason = "each passage is relevant to each held-out query, so every step would be the best; add examples"
+        raise DataError(", ".join(each.name for each in examples.dev), None, reason)
     note(f"measuring on {len(pool.queries):,} held-out queries, each against {len(pool.passages):,} passages")
     return partial(DevMeasure(pool, source, config), module)
 

@@ -7,6 +7,7 @@ import torch
 
 from llara.config import TrainConfig
 from llara.model import EmbeddingModel
+from llara.outputs import check_place
 from llara.reranker import Reranker
 from llara.training.arguments import check_integrations, precision
 from llara.training.parallel import Ranks, join
@@ -40,9 +41,10 @@ def open_run(
 
     Raises:
         ConfigError: An integration that is not installed, or a device that several processes cannot share.
-        StorageError: The output holds something else.
+        StorageError: The output holds something else, or cannot be made.
     """
     check_integrations(config.report_to)
+    check_place(config.output)
     ranks = join(config)
     torch.manual_seed(config.seed)
     model = load()

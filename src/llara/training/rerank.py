@@ -12,16 +12,16 @@ from torch import Tensor
 
 from llara.batching import budget_batches
 from llara.config import FinetuneConfig
-from llara.data.store import ExampleSet
-from llara.errors import ConfigError, DataError
+from llara.errors import ConfigError
 from llara.losses.listwise import listwise_softmax
 from llara.model import TOKEN_BUDGET
 from llara.progress import note
 from llara.reranker import HEAD, Reranker, load_reranker
 from llara.training.arguments import shards, steps_for
 from llara.training.contrast import GRAPH_BUDGET
-from llara.training.examples import ExampleDraw, data_identity, open_examples
+from llara.training.examples import Drawn, ExampleDraw, check_data, data_identity, open_examples
 from llara.training.final import final_model
+from llara.training.learnable import check_learnable
 from llara.training.lora import add_lora
 from llara.training.opening import open_run
 from llara.training.trainer import Batch, JobTrainer, TrainModule
@@ -44,6 +44,7 @@ def finetune_reranker(config: FinetuneConfig) -> TrainResult:
         ModelError: A model that cannot be loaded.
         StorageError: The output belongs to another configuration, or the disk is full.
     """
+    check_data(config)
     if shards():
         raise ConfigError("--task: a reranker is trained whole in each process; start it without FSDP")
     opening = open_run(config, "finetune (rerank)", lambda: _load(config), lambda: data_identity(config))
@@ -54,7 +55,7 @@ def finetune_reranker(config: FinetuneConfig) -> TrainResult:
     with Workspace(config, identity, ranks) as work:
         with ranks.in_turn():
             examples = open_examples(work.folder / "examples", config)
-            check_negatives(examples.train)
+            check_learnable(examples.train, config, model.contract.join_title)
         draw = ExampleDraw(examples.train, examples.weights, config, model.contract, ranks.world)
         steps = steps_for(config, config.epochs * draw.per_pass, ranks.world)
         queries = config.batch_size * config.accumulation * ranks.world
@@ -72,18 +73,6 @@ def _load(config: FinetuneConfig) -> Reranker:
     separator = (model.contract.title_separator or " ") if config.titles else None
     model.contract = replace(model.contract, title_separator=separator)
     return model
-
-
-def check_negatives(sets: Sequence[ExampleSet]) -> None:
-    """Refuses a set of which no example has a negative: there would be nothing that a document has to beat.
-
-    Raises:
-        DataError: There is such a set.
-    """
-    for examples in sets:
-        if not any(examples[number].negatives for number in range(len(examples))):
-            reason = "no example has a hard negative, which a reranker is trained against; mine some with: llara mine"
-            raise DataError(examples.name, None, reason)
 
 
 class PairSource:
@@ -110,7 +99,7 @@ class PairSource:
         A query without negatives is left out. A list is never cut: `graph_budget` tokens, and one list at least, have
         their activations in memory together.
         """
-        drawn = [each for each in self._draw.draw(number) if len(each.passages) > 1]
+        drawn = [each for each in map(_without_copies, self._draw.draw(number)) if len(each.passages) > 1]
         lists = [self._encoder.rows([each.query] * len(each.passages), each.passages) for each in drawn]
         passes: list[list[list[list[int]]]] = []
         room = 0
@@ -149,6 +138,12 @@ class PairSource:
     def describe(self, number: int) -> list[str]:
         """Returns the batch's queries: training pairs have no ids."""
         return self._draw.queries(number)
+
+
+def _without_copies(drawn: Drawn) -> Drawn:
+    """Leaves out negatives with the text of a positive: another document of the corpus, or one under another title."""
+    first, *others = drawn.passages
+    return drawn._replace(passages=(first, *(text for text in others if text not in drawn.relevant)))
 
 
 class RerankModule(TrainModule):
