@@ -65,9 +65,10 @@ def test_all_systems_are_measured_once(
     monkeypatch.setattr(hybrid, "measure", lambda *_: pytest.fail("measured again"))
     assert hybrid.main(line) == 0
     assert result.read_text() == text
-    monkeypatch.setattr(hybrid, "measure", lambda *_: {**cell, "settings": "others"})
-    hybrid.main([*line, "--fold"])
-    assert json.loads((output / "small.json").read_text())["settings"] == "others"
+    monkeypatch.setattr(hybrid, "measure", lambda *given: {**cell, "settings": given[-1]})
+    assert hybrid.main([*line, "--fold"]) == 0
+    assert json.loads((output / "small.json").read_text())["settings"] == {**cell["settings"], "fold": True}
+    assert "without expansion, folded" in result.read_text()
 
 
 def assert_as_the_commands_do(cell: dict[str, Any], collection: Path, folder: Path, scratch: Path) -> None:
