@@ -108,7 +108,7 @@ def test_one_pass_gives_both_vectors_of_a_query(made: Made, tmp_path: Path, monk
         return trunk(self, **inputs)
 
     reader = Retriever.load(str(made["model"]))
-    monkeypatch.setattr(Retriever, "for_job", lambda config: reader)
+    monkeypatch.setattr(Retriever, "for_job", lambda *_: reader)
     monkeypatch.setattr(EmbeddingModel, "trunk", watched)
     both = run_of(made, tmp_path / "both", "flat", "sparse", "bm25")
     assert sum(rows) == len(QUERIES)
@@ -155,7 +155,7 @@ def test_one_query_is_answered_with_texts(made: Made, tmp_path: Path, capsys: py
 def test_words_alone_need_no_model(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     second = tmp_path / "again"
     build_index(IndexConfig(corpus=(made["corpus"],), output=second, type="bm25", k1=1.5))
-    monkeypatch.setattr(Retriever, "for_job", lambda config: pytest.fail("a model was opened"))
+    monkeypatch.setattr(Retriever, "for_job", lambda *_: pytest.fail("a model was opened"))
     answers = search(SearchConfig(index=made["bm25"], hybrid=(second,), query="blue sky")).answers
     assert {each.id for each in answers[:2]} == {"d0", "d1"}
 
@@ -215,7 +215,7 @@ def other(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_indexes_of_two_models_are_refused_before_one_is_loaded(
     made: Made, other: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Retriever, "for_job", lambda config: pytest.fail("a model was opened"))
+    monkeypatch.setattr(Retriever, "for_job", lambda *_: pytest.fail("a model was opened"))
     with pytest.raises(ModelError) as caught:
         search(SearchConfig(index=made["flat"], hybrid=(other / "sparse",), query="sky"))
     said = str(caught.value)
