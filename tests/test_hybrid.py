@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llara.cli import main
-from llara.config import EncodeConfig, FuseConfig, IndexConfig, SearchConfig
+from llara.config import EncodeConfig, FuseConfig, IndexConfig, MineConfig, SearchConfig
 from llara.data import read_run
 from llara.encoding.encode import encode
 from llara.encoding.shards import Vectors
@@ -18,6 +18,7 @@ from llara.fuse import fuse
 from llara.index.build import build_index, open_index
 from llara.index.sparse import SparseIndex
 from llara.lexical import TermOptions, TermReader
+from llara.mine import mine
 from llara.model import EmbeddingModel
 from llara.retriever import Retriever
 from llara.search import search
@@ -25,7 +26,11 @@ from llara.terms import Terms
 from tests import tiny
 
 TEXTS = [*tiny.TEXT, "A cat reads the sky.", "Numbers and vectors", "short", "漢字", "The last line of a short file"]
-QUERIES = ["why is the sky blue", "read a file", "vectors of numbers"]
+QUERIES = [
+    "why is the sky blue because air scatters light",
+    "read a file line by line, and close the file",
+    "vectors of numbers: a model turns text into numbers",
+]
 Made = dict[str, Path]
 
 
@@ -38,7 +43,7 @@ def write_corpus(path: Path, texts: list[str]) -> Path:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """A model, vectors of both kinds, an index of each type, and a file of queries."""
     root = tmp_path_factory.mktemp("hybrid")
-    tiny.model().save(root / "model")
+    tiny.model(seed=6).save(root / "model")  # one whose head gives many tokens of these texts a logit above 0
     corpus = write_corpus(root / "corpus.jsonl", TEXTS)
     (root / "queries.tsv").write_text("".join(f"q{n}\t{query}\n" for n, query in enumerate(QUERIES)))
     vectors = root / "vectors"
@@ -78,6 +83,7 @@ def test_the_terms_of_a_corpus_are_those_that_its_model_says(made: Made) -> None
 
 def test_a_sparse_search_scores_what_next_says_against_what_self_said(made: Made, tmp_path: Path) -> None:
     run = run_of(made, tmp_path / "run", "sparse")
+    assert [len(run[f"q{number}"]) for number in range(3)] == [4, 5, 7]
     reader = TermReader(model_of(made), TermOptions(top_k=128, expansion=False))
     documents, queries = (reader.encode(texts, side)[1] for texts, side in ((TEXTS, "passage"), (QUERIES, "query")))  # type: ignore[arg-type]
     rows = [dict(zip(*(part.tolist() for part in documents.of(row)), strict=True)) for row in range(len(TEXTS))]
@@ -102,7 +108,7 @@ def test_one_pass_gives_both_vectors_of_a_query(made: Made, tmp_path: Path, monk
         return trunk(self, **inputs)
 
     reader = Retriever.load(str(made["model"]))
-    monkeypatch.setattr(Retriever, "for_job", lambda config, usual: reader)
+    monkeypatch.setattr(Retriever, "for_job", lambda *_: reader)
     monkeypatch.setattr(EmbeddingModel, "trunk", watched)
     both = run_of(made, tmp_path / "both", "flat", "sparse", "bm25")
     assert sum(rows) == len(QUERIES)
@@ -138,7 +144,7 @@ def test_one_query_is_answered_with_texts(made: Made, tmp_path: Path, capsys: py
     assert result["hybrid"] == [str(made["sparse"]), str(made["bm25"])]
     assert [answer["rank"] for answer in result["answers"]] == [1, 2, 3]
     for answer in result["answers"]:
-        assert answer["text"] == TEXTS[int(answer["id"][1:])]
+        assert answer["text"] == " ".join(TEXTS[int(answer["id"][1:])].split())
     assert main(line) == 0
     shown, said = capsys.readouterr()
     assert shown.splitlines()[0].split()[:2] == ["1", f"{result['answers'][0]['score']:.4f}"]
@@ -149,7 +155,7 @@ def test_one_query_is_answered_with_texts(made: Made, tmp_path: Path, capsys: py
 def test_words_alone_need_no_model(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     second = tmp_path / "again"
     build_index(IndexConfig(corpus=(made["corpus"],), output=second, type="bm25", k1=1.5))
-    monkeypatch.setattr(Retriever, "for_job", lambda config: pytest.fail("a model was opened"))
+    monkeypatch.setattr(Retriever, "for_job", lambda *_: pytest.fail("a model was opened"))
     answers = search(SearchConfig(index=made["bm25"], hybrid=(second,), query="blue sky")).answers
     assert {each.id for each in answers[:2]} == {"d0", "d1"}
 
@@ -168,6 +174,18 @@ def test_a_query_without_terms_has_no_sparse_hits(made: Made, tmp_path: Path) ->
     assert result.queries == 2 and result.hits > 0
     fused = search(replace(config, hybrid=(made["bm25"],)))
     assert fused.hits >= result.hits
+
+
+def test_negatives_are_mined_from_a_sparse_index(made: Made, tmp_path: Path) -> None:
+    first, relevant, *others = run_of(made, tmp_path / "run", "sparse")["q0"]
+    (tmp_path / "qrels.tsv").write_text(f"q0\t{relevant.document_id}\t1\n")
+    where = {"index": made["sparse"], "queries": made["queries"], "qrels": tmp_path / "qrels.tsv"}
+    config = MineConfig(**where, output=tmp_path / "mined.jsonl", from_rank=1, selection="top", negatives=2)
+    mine(config)
+    (row,) = map(json.loads, config.output.read_text().splitlines())
+    assert [each["text"] for each in row["neg"]] == [TEXTS[int(hit.document_id[1:])] for hit in (first, others[0])]
+    assert row["neg_scores"] == pytest.approx([first.score, others[0].score])
+    assert row["pos_scores"] == pytest.approx([relevant.score])
 
 
 def test_indexes_of_other_documents_are_refused(made: Made, tmp_path: Path) -> None:
@@ -197,7 +215,7 @@ def other(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_indexes_of_two_models_are_refused_before_one_is_loaded(
     made: Made, other: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Retriever, "for_job", lambda config: pytest.fail("a model was opened"))
+    monkeypatch.setattr(Retriever, "for_job", lambda *_: pytest.fail("a model was opened"))
     with pytest.raises(ModelError) as caught:
         search(SearchConfig(index=made["flat"], hybrid=(other / "sparse",), query="sky"))
     said = str(caught.value)
