@@ -26,6 +26,7 @@ from llara.files import IDENTITY, FileRecord, FolderLock, claim_output, remove_l
 from llara.index.base import DOCUMENTS, MANIFEST, Manifest, write_ids
 from llara.index.bm25 import Bm25Index, check_language, write_bm25
 from llara.index.flat import FlatIndex, write_flat
+from llara.outputs import check_place
 
 CONFIG = "config.toml"
 
@@ -67,6 +68,7 @@ def build_index(config: IndexConfig) -> IndexResult:
     # What can be found wrong with the input must be found before the output folder is claimed.
     vectors = Vectors.open(config.vectors, config.verify) if config.vectors else None
     next(read_rows(config.corpus) if config.corpus else iter(()), None)
+    check_place(config.output)
     with FolderLock(config.output):
         identity: dict[str, Any] = {"type": config.type}
         if config.type == "bm25":
