@@ -15,6 +15,7 @@ from llara.data import rank_hits, read_qrels, read_run
 from llara.data.collections import refuse_splits
 from llara.errors import ConfigError, DataError, nearest
 from llara.files import check_output, write_json_atomic
+from llara.outputs import check_place
 from llara.records import Hit, Qrel
 
 Floats = NDArray[np.float64]
@@ -145,6 +146,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     parse_metrics(config.metrics)  # before files are read, which may take long
     if config.output is not None:
         check_output(config.output, [config.qrels, *config.run])
+        check_place(config.output)
     refuse_splits("--split", config.split, EvaluateConfig.split, [config.qrels])
     qrels = read_qrels(config.qrels, config.split)
     if not qrels:

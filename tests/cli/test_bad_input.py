@@ -273,6 +273,13 @@ def test_a_training_set_that_teaches_nothing(finetune: Run, tmp_path: Path) -> N
     assert finetune("--train", train)[0] == 0
 
 
+def test_measuring_on_what_is_trained_on_is_said(finetune: Run, tmp_path: Path) -> None:
+    train = write(tmp_path / "train.jsonl", PAIR, {"query": "how", "pos": ["else"]})
+    code, _, err = finetune("--train", train, "--dev", train)
+    assert code == 0
+    assert f"--dev: {train} is trained on, too, so the best step there need not be the best elsewhere" in err
+
+
 def test_some_steps_that_teach_nothing_are_said(finetune: Run, tmp_path: Path) -> None:
     train = write(tmp_path / "train.jsonl", PAIR, {"query": "how", "pos": ["else"]})
     code, _, err = finetune("--train", train, "--batch-size", "1")
@@ -285,7 +292,6 @@ def test_some_steps_that_teach_nothing_are_said(finetune: Run, tmp_path: Path) -
     [
         (("--split", "dev"), "--split: 'dev' would be the split of a collection, and"),
         (("--dev", "dev.jsonl", "--dev-split", "test"), "--dev-split: 'test' would be the split of a collection"),
-        (("--dev", "train.jsonl"), "--dev: train.jsonl is also trained on; held-out examples are others"),
         (("--dev", "none.jsonl"), "none.jsonl: no such file or folder"),
         (("--corpus", "none.jsonl"), "none.jsonl: no such file or folder"),
         (("--dev", "pipe"), "pipe: is no regular file but a pipe or a device"),
@@ -324,7 +330,7 @@ def test_training_rows_are_checked_before_the_first_step(finetune: Run, tmp_path
 
 
 def test_an_output_that_cannot_be_made(
-    finetune: Run, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finetune: Run, run: Run, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train = write(tmp_path / "train.jsonl", PAIR, PAIR)
     below = tmp_path / "train.jsonl" / "deep" / "out"
@@ -333,6 +339,10 @@ def test_an_output_that_cannot_be_made(
     config = write(tmp_path / "settings.toml", f"train = '{train}'")
     assert only_error(run("finetune", "--model", "mini", "--config", config, "--output", below)) == refused
     assert only_error(run("fuse", "--run", hits, hits, "--output", below)) == refused
+    qrels = write(tmp_path / "qrels", "q1 0 d1 1")
+    assert only_error(run("evaluate", "--run", hits, "--qrels", qrels, "--output", below)) == refused
+    for command in (("encode", "--model", "mini"), ("index", "--type", "bm25")):
+        assert only_error(run(*command, "--corpus", corpus, "--output", below)) == refused
     assert "is a folder" in only_error(run("fuse", "--run", hits, hits, "--output", ""))
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # whoever runs the tests may write anywhere
     assert "cannot be written into; choose another" in only_error(finetune("--train", train))

@@ -233,7 +233,7 @@ def test_a_corpus_that_does_not_fit_is_named_and_leaves_nothing(
     corpus = tmp_path / "c.jsonl"
     corpus.write_text("\n".join(lines) + "\n")
     with pytest.raises(DataError, match=message):
-        prepare(tmp_path, corpus, model, min_chunk_length=50)
+        prepare(tmp_path, corpus, model, chunk_length=50, min_chunk_length=50)
     assert [path.name for path in tmp_path.iterdir()] == ["c.jsonl"]
 
 

@@ -14,6 +14,8 @@ from tests import tiny
 from tests.training.examples import draw_of, row, sets_of, settings
 from tests.training.helpers import WORDS
 
+DEV = (Path("dev"),)
+
 
 @pytest.fixture(scope="module")
 def model() -> EmbeddingModel:
@@ -47,7 +49,7 @@ def dev_rows(count: int, letter: str = "d") -> list[dict[str, object]]:
 
 def test_a_pool_holds_the_queries_own_passages_then_those_of_other_examples(tmp_path: Path) -> None:
     train, dev = sets_of(tmp_path, dev_rows(30, "t"), dev_rows(6))
-    config = settings(dev_queries=4, dev_passages=20)
+    config = settings(dev=DEV, dev_queries=4, dev_passages=20)
     pool = make_pool([dev], [train], config, tiny.model().contract)
     queries, passages = [text for _, text in pool.queries], [text for _, text in pool.passages]
     assert len(queries) == 4 and len(set(passages)) == len(passages) == 20
@@ -61,22 +63,22 @@ def test_a_pool_holds_the_queries_own_passages_then_those_of_other_examples(tmp_
     assert [passages[place] for place in pool.positives.tolist()] == [f"dp{i}" for i in numbers]
     again = make_pool([dev], [train], config, tiny.model().contract)
     assert (again.queries, again.passages) == (pool.queries, pool.passages)
-    other = make_pool([dev], [train], settings(dev_queries=4, dev_passages=20, seed=1), tiny.model().contract)
+    other = make_pool([dev], [train], settings(dev=DEV, dev_queries=4, dev_passages=20, seed=1), tiny.model().contract)
     assert other.queries != pool.queries
 
 
 def test_a_pool_is_no_larger_than_what_there_is(tmp_path: Path) -> None:
     train, dev = sets_of(tmp_path, dev_rows(3, "t"), dev_rows(3))
-    pool = make_pool([dev], [train], settings(dev_passages=1000), tiny.model().contract)
+    pool = make_pool([dev], [train], settings(dev=DEV, dev_passages=1000), tiny.model().contract)
     assert 7 <= len(pool.passages) <= 13
-    few = make_pool([dev], [train], settings(dev_passages=2), tiny.model().contract)
+    few = make_pool([dev], [train], settings(dev=DEV, dev_passages=2), tiny.model().contract)
     assert len(few.passages) == 7, "the queries' own passages are all in"
 
 
 def test_a_measurement_equals_single_encodings(tmp_path: Path, model: EmbeddingModel) -> None:
     rows = [row(f"why {WORDS[i]} {i}", [f"the sky {WORDS[i]} {i}", "read"], [f"a file {i}"]) for i in range(6)]
     train, dev = sets_of(tmp_path, dev_rows(5, "t"), rows)
-    config = settings(token_budget=60, dev_queries=5, temperature=0.2)
+    config = settings(dev=DEV, token_budget=60, dev_queries=5, temperature=0.2)
     pool = make_pool([dev], [train], config, model.contract)
     source = ContrastSource(draw_of([train]), model, config)
     found = DevMeasure(pool, source, config)(ContrastModule(model, config))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import cyclopts
-from cyclopts import App, Group, Parameter
+from cyclopts import App, Group, Parameter, Token
 from cyclopts.config import Dict as ConfigDict
 from cyclopts.exceptions import CoercionError, CycloptsError, MissingArgumentError, RepeatArgumentError
 
@@ -176,12 +176,25 @@ def _parameters(cls: type, positional: str | None) -> Iterator[inspect.Parameter
             group=GROUPS.get(owner[field.name], OWN),
             negative=f"--no-{field.name.replace('_', '-')}" if default is True else (),
             show_default=(lambda value: _shown(value)) if shown else False,
+            converter=_whole if types[field.name] in (int, int | None, tuple[int, ...]) else None,
         )
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD if is_positional else inspect.Parameter.KEYWORD_ONLY
         annotation = (
             Annotated[types[field.name] | None, flag] if default is None else Annotated[types[field.name], flag]
         )
         yield inspect.Parameter(field.name, kind, default=default, annotation=annotation)
+
+
+def _whole(hint: Any, tokens: Sequence[Token]) -> Any:
+    """Converts as cyclopts does, but for what it would round: 2.5 is no number of steps."""
+    for token in tokens:
+        try:
+            whole = "." not in token.value or float(token.value).is_integer()
+        except ValueError:
+            whole = True  # whatever it is, cyclopts will say
+        if not whole:
+            raise CoercionError(token=token, target_type=int)
+    return cyclopts.convert(hint, tokens)
 
 
 def _shown(value: Any) -> str:

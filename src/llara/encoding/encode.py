@@ -4,11 +4,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llara.config import EncodeConfig, to_toml
+from llara.contract import FORMAT, refuse_other_form
 from llara.data import read_rows
 from llara.encoding.manifest import MANIFEST, SPARSE, record_model
 from llara.encoding.numbers import Encode
 from llara.encoding.shards import write_vectors
 from llara.files import foreign_folder, is_unclaimed
+from llara.outputs import check_place
 from llara.progress import Progress
 from llara.records import Document
 
@@ -42,6 +44,8 @@ def encode(config: EncodeConfig) -> EncodeResult:
         StorageError: A full disk, a second encoder, or a folder that belongs to another configuration or corpus.
     """
     # Before minutes go into loading a model: is there a corpus, and may this folder be written?
+    check_place(config.output)
+    refuse_other_form(config.model, FORMAT)
     if not is_unclaimed(config.output) and not (config.output / MANIFEST).exists():
         raise foreign_folder(config.output)
     total = sum(1 for _ in read_rows(config.corpus))

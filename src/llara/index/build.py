@@ -27,6 +27,7 @@ from llara.index.base import DOCUMENTS, MANIFEST, Manifest, write_ids
 from llara.index.bm25 import Bm25Index, check_language, write_bm25
 from llara.index.flat import FlatIndex, write_flat
 from llara.index.sparse import PASSES, SparseIndex, write_sparse
+from llara.outputs import check_place
 from llara.terms import Terms
 
 CONFIG = "config.toml"
@@ -72,6 +73,7 @@ def build_index(config: IndexConfig) -> IndexResult:
     if vectors is not None and config.type == "sparse":
         vectors.sparse_settings()
     next(read_rows(config.corpus) if config.corpus else iter(()), None)
+    check_place(config.output)
     with FolderLock(config.output):
         identity: dict[str, Any] = {"type": config.type}
         if config.type == "bm25":

@@ -9,10 +9,9 @@ import numpy as np
 
 from llara.config import FinetuneConfig
 from llara.contract import Contract
-from llara.data.collections import is_collection, refuse_splits
+from llara.data.collections import refuse_splits
 from llara.data.lines import check_readable
 from llara.data.store import ExampleSet, SetSource, TrainingData, prepare_examples
-from llara.errors import ConfigError
 from llara.pairs import PairContract
 from llara.training.chunks import fingerprint
 from llara.training.mixture import Mixture
@@ -121,16 +120,13 @@ def check_data(config: FinetuneConfig) -> None:
 
     Raises:
         DataError: A path that is missing or unreadable.
-        ConfigError: A split of what has no splits, or examples that are to be trained and measured on.
+        ConfigError: A split of what has no splits.
     """
     queries = () if config.queries is None else (config.queries,)
     for path in (*config.train, *config.dev, *config.corpus, *queries):
         check_readable(path)
     refuse_splits("--split", config.split, FinetuneConfig.split, config.train)
     refuse_splits("--dev-split", config.dev_split, FinetuneConfig.dev_split, config.dev)
-    for path in config.dev:
-        if path in config.train and (config.split == config.dev_split or not is_collection(path)):
-            raise ConfigError(f"--dev: {path} is also trained on; held-out examples are others")
 
 
 def data_identity(config: FinetuneConfig) -> dict[str, str]:

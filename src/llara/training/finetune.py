@@ -5,6 +5,7 @@ from functools import partial
 
 from llara.config import FinetuneConfig
 from llara.contract import Contract
+from llara.data.collections import is_collection
 from llara.errors import DataError
 from llara.loading import load_model
 from llara.model import EmbeddingModel
@@ -76,6 +77,9 @@ def dev_measure(
     if pool.relevant.shape[1] == len(pool.queries) * len(pool.passages):
         reason = "each passage is relevant to each held-out query, so every step would be the best; add examples"
         raise DataError(", ".join(each.name for each in examples.dev), None, reason)
+    for path in dict.fromkeys(config.dev):
+        if path in config.train and (config.split == config.dev_split or not is_collection(path)):
+            note(f"--dev: {path} is trained on, too, so the best step there need not be the best elsewhere")
     note(f"measuring on {len(pool.queries):,} held-out queries, each against {len(pool.passages):,} passages")
     return partial(DevMeasure(pool, source, config), module)
 
