@@ -39,8 +39,8 @@ def read_cells(plan: "Plan") -> dict[str, list[dict[str, Any]]]:
     """Returns the finished cells by arm, in the order of the configuration; all must have seen the same data."""
     found: dict[str, list[dict[str, Any]]] = {}
     for arm in plan.arms:
-        paths = sorted(plan.results.glob(f"{arm}-[0-9]*.json"))
-        cells = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+        paths = [plan.result(arm, seed) for seed in plan.seeds]
+        cells = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
         if cells:
             found[arm] = cells
     data = {json.dumps(cell["data"], sort_keys=True) for cells in found.values() for cell in cells}

@@ -90,6 +90,19 @@ def test_a_report_compares_each_arm_with_the_baselines(tmp_path: Path) -> None:
     assert "SciFact: 30 queries" in text and "abc1234" in text
 
 
+def test_an_arm_whose_name_goes_on_from_anothers_is_an_arm_of_its_own(tmp_path: Path) -> None:
+    import ablation_report
+
+    plan = write_cells(tmp_path, cell("both", 1, 0.3))
+    plan.arms["both-2M"] = {}
+    plan.result("both-2M", 1).write_text(json.dumps(cell("both-2M", 1, 0.6)), encoding="utf-8")
+    found = ablation_report.read_cells(plan)
+    assert {arm: [each["arm"] for each in cells] for arm, cells in found.items()} == {
+        "both": ["both"],
+        "both-2M": ["both-2M"],
+    }
+
+
 def test_cells_of_other_data_are_refused(tmp_path: Path) -> None:
     import ablation_report
 
