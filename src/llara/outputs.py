@@ -21,7 +21,8 @@ def check_place(output: Path, flag: str = "--output") -> None:
         StorageError: What lies above it is no folder, or one that cannot be written into.
     """
     with disk_errors(output):
-        above = next(parent for parent in output.absolute().parents if parent.exists())
+        place = output.absolute()
+        above = next((parent for parent in place.parents if parent.exists()), place)  # the root has none above it
         if not above.is_dir():
             raise StorageError(output, f"cannot be made, {above} is no folder; choose another {flag}")
         if not os.access(above, os.W_OK | os.X_OK):

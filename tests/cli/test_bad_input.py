@@ -343,6 +343,9 @@ def test_an_output_that_cannot_be_made(
     assert only_error(run("evaluate", "--run", hits, "--qrels", qrels, "--output", below)) == refused
     for command in (("encode", "--model", "mini"), ("index", "--type", "bm25")):
         assert only_error(run(*command, "--corpus", corpus, "--output", below)) == refused
+    assert "exists and was not made by" in only_error(
+        run("finetune", "--model", "mini", "--config", config, "--output", "/")
+    )
     assert "is a folder" in only_error(run("fuse", "--run", hits, hits, "--output", ""))
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # whoever runs the tests may write anywhere
     assert "cannot be written into; choose another" in only_error(finetune("--train", train))

@@ -130,6 +130,7 @@ SCORED = {"query": "q", "pos": ["a"], "neg": ["b", "c"]}
             "the field pos[0].title holds a NUL character at offset 1",
         ),
         ({"query": "q", "pos": [{"title": " ", "text": ""}]}, "empty passage in pos[0]"),
+        ({"query": "q", "pos": [{"title": "T", "text": "a"}], "neg": ["b", "T a"]}, "neg[1] is also a positive: 'T a'"),
         (
             {"query": "q", "positive_passages": "a"},
             "the field positive_passages must be a list of texts or of objects with title and text, but is a string",

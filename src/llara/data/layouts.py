@@ -253,8 +253,9 @@ def _from_judgements(judged: list[tuple[Row, list[str]]]) -> Iterator[TrainingRo
         yield TrainingRow(first.path, first.line, ById(check_id(first, values[0], "query")), tuple(relevant))
 
 
-def _compared(passage: Passage | ById) -> tuple[str, ...]:
-    return (passage.id,) if isinstance(passage, ById) else (passage.title.strip(), passage.text.strip())
+def _compared(passage: Passage | ById) -> str:
+    """Returns what makes two passages of a row the same: its id, or what is read of it, the title before the text."""
+    return passage.id if isinstance(passage, ById) else f"{passage.title.strip()} {passage.text.strip()}".strip()
 
 
 def _bad(row: Row, reason: str) -> NoReturn:
