@@ -85,8 +85,8 @@ def keep_freed_memory(wanted: bool = True) -> Iterator[bool]:
     """Has the C library keep memory that this process frees, for its next tensors; says whether it can.
 
     A forward pass on a CPU allocates and frees the same large blocks again and again. Left alone, glibc hands them back
-    to the system, which then fills each page with zeros anew: a fifth of the time of a training step
-    (benchmarks/adapt_step.py). The peak stays what it is, and at the end all goes back.
+    to the system, which then fills each page with zeros anew: a sixth of the time of a training step
+    (benchmarks/results/2026-11-25-adapt-step.md). The peak stays what it is, and at the end all goes back.
     """
     library = ctypes.CDLL(None) if wanted and os.name == "posix" else None
     mallopt, trim = (getattr(library, name, None) for name in ("mallopt", "malloc_trim"))

@@ -178,8 +178,9 @@ class _HeadCrossEntropy(torch.autograd.Function):
 class _LinearCrossEntropy(torch.autograd.Function):
     """Through a bare matrix: logits become probabilities and then gradients in one buffer.
 
-    On a CPU this takes 0.6 to 0.8 of what `_HeadCrossEntropy` does: no gradient as large as the head is made and added
-    for each chunk, and none is multiplied by a scale that is known beforehand.
+    On a CPU this takes nine tenths of what `_HeadCrossEntropy` does (1,024 states of 288 under 32,016 tokens): no
+    gradient as large as the head is made and added for each chunk, and none is multiplied by a scale that is known
+    beforehand.
     """
 
     @staticmethod
