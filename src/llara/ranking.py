@@ -11,7 +11,7 @@ from llara.config import ModelConfig
 from llara.encoding.manifest import is_local
 from llara.errors import ConfigError, ModelError, StorageError
 from llara.fuse import Fusion
-from llara.index.base import IDS
+from llara.index.base import IDS, Allowed
 from llara.index.bm25 import Bm25Index
 from llara.index.build import AnyIndex, open_index
 from llara.index.flat import FlatIndex
@@ -83,17 +83,20 @@ class Indexes:
         """Whether texts are encoded by a model."""
         return self._retriever is not None
 
-    def rank(self, queries: Sequence[Query], asked: Sequence[Any], depth: int) -> Iterator[list[Ranked]]:
+    def rank(
+        self, queries: Sequence[Query], asked: Sequence[Any], depth: int, allowed: Allowed | None = None
+    ) -> Iterator[list[Ranked]]:
         """Yields for each query its `depth` best hits in every index; `asked` is what `encode` gave for their texts.
 
-        Searches as it is iterated, so that the hits of all queries are never held at once.
+        Searches as it is iterated, so that the hits of all queries are never held at once. With `allowed`, hits are
+        documents in it.
         """
         with contextlib.ExitStack() as stack:
             advance = show_progress(stack, "search", len(queries))
             for start in range(0, len(queries), BLOCK):
                 block = queries[start : start + BLOCK]
                 columns = [
-                    _search(index, _part(each, start, start + len(block)), block, depth)
+                    _search(index, _part(each, start, start + len(block)), block, depth, allowed)
                     for index, each in zip(self.opened, asked, strict=True)
                 ]
                 yield from (list(row) for row in zip(*columns, strict=True))
@@ -127,8 +130,8 @@ def _part(asked: Any, start: int, stop: int) -> Any:
     return asked.part(start, stop) if isinstance(asked, Terms) else asked[start:stop]
 
 
-def _search(index: AnyIndex, asked: Any, queries: Sequence[Query], depth: int) -> list[Ranked]:
-    found = index.search(asked, depth)
+def _search(index: AnyIndex, asked: Any, queries: Sequence[Query], depth: int, allowed: Allowed | None) -> list[Ranked]:
+    found = index.search(asked, depth, allowed)
     rows = zip(queries, found.scores.tolist(), found.positions.tolist(), strict=True)
     return [_ranked(query.id, scores, positions, index) for query, scores, positions in rows]
 

@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from llara.index.base import Allowed
 from llara.index.build import AnyIndex, open_index
 from llara.records import Document
 from llara.terms import Terms
 from tests.index.helpers import as_terms, make_bm25, make_flat, make_sparse
+from tests.reference.filtering import thinned
 
 WORDS = ("fox", "dog", "silver", "metal", "sleep", "jump")
 COUNT = 90
@@ -23,9 +25,9 @@ class Case(NamedTuple):
     index: AnyIndex
     queries: Any
 
-    def search(self, top_k: int, queries: Any = None) -> Any:
+    def search(self, top_k: int, queries: Any = None, allowed: Allowed | None = None) -> Any:
         index: Any = self.index
-        return index.search(self.queries if queries is None else queries, top_k)
+        return index.search(self.queries if queries is None else queries, top_k, allowed)
 
 
 def counts() -> np.ndarray[Any, Any]:
@@ -96,6 +98,21 @@ class TestEveryType:
         single = [case.search(20, part(case.queries, row, row + 1)) for row in range(5)]
         for column, rows in zip(together, zip(*single, strict=True), strict=True):
             assert np.array_equal(column, np.concatenate(rows))
+
+    @pytest.mark.parametrize(("share", "top_k"), [(0.5, 10), (0.05, 3), (0.05, 40), (0.9, 31), (0.0, 5), (1.0, 90)])
+    def test_with_a_filter_hits_are_those_of_a_full_search_that_fit(
+        self, make: Callable[[Path], Case], share: float, top_k: int, tmp_path: Path
+    ) -> None:
+        case = make(tmp_path)
+        fits = np.random.default_rng(3).random(COUNT) < share
+        found = case.search(top_k, allowed=Allowed.of(fits))
+        assert found.scores.shape == found.positions.shape == (5, min(top_k, fits.sum()))
+        every = case.search(COUNT)
+        for row in range(5):
+            wanted = thinned(every.positions[row].tolist(), fits.tolist(), top_k)
+            assert [at for at in found.positions[row].tolist() if at >= 0] == wanted
+            scores = dict(zip(every.positions[row].tolist(), every.scores[row].tolist(), strict=True))
+            assert [score for score in found.scores[row].tolist() if score > -np.inf] == [scores[at] for at in wanted]
 
     def test_no_queries_have_no_hits(self, make: Callable[[Path], Case], tmp_path: Path) -> None:
         case = make(tmp_path)

@@ -40,14 +40,48 @@ class TopK(NamedTuple):
     positions: Positions
 
 
+class Allowed:
+    """A set of positions of an index, as bits.
+
+    Attributes:
+        bits: uint8 [ceil(total / 8)]; bit `i % 8` of byte `i // 8`, the lowest first, tells of position i, which is
+            also how FAISS' `IDSelectorBitmap` reads it.
+        total: Documents of the index.
+        count: Those of them that are allowed.
+    """
+
+    def __init__(self, bits: NDArray[np.uint8], total: int) -> None:
+        assert len(bits) == -(-total // 8)
+        self.bits, self.total = bits, total
+        self.count = int(np.bitwise_count(bits).sum(dtype=np.int64))
+
+    @classmethod
+    def of(cls, mask: NDArray[np.bool_]) -> "Allowed":
+        """Makes it from bool [total]."""
+        return cls(np.packbits(mask, bitorder="little"), len(mask))
+
+    def mask(self, start: int, stop: int) -> NDArray[np.bool_]:
+        """Tells for each position from `start` to `stop` (exclusive) whether it is allowed; bool [stop - start]."""
+        first = start // 8
+        bits = np.unpackbits(self.bits[first : -(-stop // 8)], bitorder="little")
+        return np.asarray(bits[start - 8 * first : stop - 8 * first], np.bool_)
+
+    def holds(self, positions: Positions) -> NDArray[np.bool_]:
+        """Tells for each of some positions, int64 [n], whether it is allowed; bool [n]."""
+        return np.asarray((self.bits[positions >> 3] >> (positions & 7)) & 1, np.bool_)
+
+
 class Index(Protocol[Queries]):
     """A searchable index. `Queries` is what it searches with: float32 [queries, dim], `Terms`, or a list of texts."""
 
     manifest: "Manifest"
     ids: "Ids"
 
-    def search(self, queries: Queries, top_k: int) -> TopK:
-        """Returns at most `top_k` hits per query, by score descending, ties by document id descending."""
+    def search(self, queries: Queries, top_k: int, allowed: Allowed | None = None) -> TopK:
+        """Returns at most `top_k` hits per query, by score descending, ties by document id descending.
+
+        Where `allowed` is given, these are the best of the documents in it, with the scores they have without it.
+        """
         ...
 
     def score(self, queries: Queries, positions: Sequence[Positions]) -> list[Floats]:
