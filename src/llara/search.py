@@ -15,6 +15,7 @@ from llara.data import read_queries, write_run
 from llara.encoding.documents import DocumentStore
 from llara.errors import ConfigError, DataError, StorageError
 from llara.fuse import fusion
+from llara.index.faiss import Effort
 from llara.outputs import check_file_output, save_settings
 from llara.ranking import Indexes, Ranked, fused, show_progress
 from llara.records import Document, Hit, Query
@@ -79,7 +80,8 @@ def search(config: SearchConfig) -> SearchResult:
     if config.output is not None:
         check_file_output(config.output, [config.queries] if config.queries else [], [config.index, *config.hybrid])
     queries = _read_queries(config)
-    indexes = Indexes([config.index, *config.hybrid], config, config.expansion)
+    effort = Effort(config.ef_search, config.nprobe, config.refine)
+    indexes = Indexes([config.index, *config.hybrid], config, config.expansion, effort)
     top_k = config.top_k or (MANY if config.query is None else ONE)
     found: Iterable[Ranked] = _search(indexes, queries, top_k, config)
     answers: tuple[Found, ...] = ()

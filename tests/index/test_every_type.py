@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from llara.index.build import AnyIndex, open_index
+from llara.index.opening import AnyIndex, open_index
 from llara.records import Document
 from llara.terms import Terms
-from tests.index.helpers import as_terms, make_bm25, make_flat, make_sparse
+from llara.index import faiss as approximate
+from llara.index.base import Allowed
+from tests.index.helpers import as_terms, delete, join, make_bm25, make_faiss, make_flat, make_sparse
 
 WORDS = ("fox", "dog", "silver", "metal", "sleep", "jump")
 COUNT = 90
@@ -18,10 +20,18 @@ IDS = [f"d{(7 * number) % COUNT}" for number in range(COUNT)]
 
 
 class Case(NamedTuple):
-    """An index over 90 documents, of which each third is the same as the one 30 before, and five queries."""
+    """An index over 90 documents, of which each third is the same as the one 30 before, and five queries.
+
+    deleted: Positions of documents that were deleted.
+    """
 
     index: AnyIndex
     queries: Any
+    deleted: tuple[int, ...] = ()
+
+    @property
+    def live(self) -> int:
+        return COUNT - len(self.deleted)
 
     def search(self, top_k: int, queries: Any = None) -> Any:
         index: Any = self.index
@@ -59,11 +69,75 @@ def bm25(folder: Path) -> Case:
     return Case(make_bm25(folder, documents), rows[COUNT:])
 
 
+def approximate_type(kind: str, **settings: Any) -> Callable[[Path], Case]:
+    def make(folder: Path) -> Case:
+        rows = counts().astype(np.float32)
+        return Case(make_faiss(folder, rows[:COUNT], IDS, kind, **settings), rows[COUNT:])
+
+    return make
+
+
+def in_parts(make: Callable[[Path, Any, Any], Any]) -> Callable[[Path], Case]:
+    """The same documents in parts, one of them without a document that was not deleted."""
+
+    def made(folder: Path) -> Case:
+        rows = counts().astype(np.float32)
+        bounds = [0, 13, 40, 47, COUNT]
+        parts = [
+            make(folder / f"part-{number:05d}", rows[start:stop], IDS[start:stop])
+            for number, (start, stop) in enumerate(zip(bounds, bounds[1:], strict=False))
+        ]
+        join(folder, parts)
+        gone = tuple(range(40, 47))
+        return Case(delete(folder, gone), rows[COUNT:], gone)
+
+    return made
+
+
+def with_deletions(make: Callable[[Path], Case]) -> Callable[[Path], Case]:
+    def made(folder: Path) -> Case:
+        case = make(folder)
+        gone = (0, 3, 4, 30, 58, 89)
+        return Case(delete(folder, gone), case.queries, gone)
+
+    return made
+
+
+def hnsw_parts(folder: Path, rows: Any, ids: Any) -> Any:
+    return make_faiss(folder, rows, ids, "hnsw")
+
+
+TYPES = {
+    "flat": flat,
+    "hnsw": approximate_type("hnsw"),
+    "ivfpq": approximate_type("ivfpq"),
+    "ivfpq, 4 bits": approximate_type("ivfpq", pq_bits=4, nlist=3),
+    "rabitq": approximate_type("rabitq"),
+    "rabitq, 4 bits": approximate_type("rabitq", rabitq_bits=4, nlist=3),
+    "sparse": sparse,
+    "bm25": bm25,
+    "flat in parts": in_parts(make_flat),
+    "hnsw in parts": in_parts(hnsw_parts),
+    "flat with deletions": with_deletions(flat),
+    "hnsw with deletions": with_deletions(approximate_type("hnsw")),
+    "ivfpq with deletions": with_deletions(approximate_type("ivfpq")),
+    "rabitq with deletions": with_deletions(approximate_type("rabitq", nlist=3)),
+    "sparse with deletions": with_deletions(sparse),
+    "bm25 with deletions": with_deletions(bm25),
+}
+
+
 def part(queries: Any, start: int, stop: int) -> Any:
     return queries.part(start, stop) if isinstance(queries, Terms) else queries[start:stop]
 
 
-@pytest.mark.parametrize("make", [flat, sparse, bm25])
+@pytest.fixture(autouse=True)
+def nothing_is_too_small_for_faiss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else an approximate index of this size scores every document."""
+    monkeypatch.setattr(approximate, "EXACT", 0)
+
+
+@pytest.mark.parametrize("make", TYPES.values(), ids=TYPES.keys())
 class TestEveryType:
     def test_hits_fall_and_ties_are_ordered_by_id_descending(
         self, make: Callable[[Path], Case], tmp_path: Path
@@ -83,12 +157,28 @@ class TestEveryType:
             assert np.array_equal(few, all_of_them[:, :top_k])
 
     def test_more_hits_than_documents_are_all(self, make: Callable[[Path], Case], tmp_path: Path) -> None:
-        found = make(tmp_path).search(1000)
-        assert found.scores.shape == found.positions.shape == (5, COUNT)
+        case = make(tmp_path)
+        found = case.search(1000)
+        assert found.scores.shape == found.positions.shape == (5, case.live)
         assert (found.scores.dtype, found.positions.dtype) == (np.float32, np.int64)
         assert ((found.positions < 0) == (found.scores == -np.inf)).all()
         for row in found.positions:
-            assert len(set(row[row >= 0].tolist())) == (row >= 0).sum() > 0
+            assert len(set(row[row >= 0].tolist()) - set(case.deleted)) == (row >= 0).sum() > 0
+        # An index of vectors has a score for every document, the others only for those that share a term.
+        assert (found.positions >= 0).all() or case.index.asks != "vectors"
+
+    def test_only_allowed_documents_are_hits(self, make: Callable[[Path], Case], tmp_path: Path) -> None:
+        case = make(tmp_path)
+        index: Any = case.index
+        everything = case.search(COUNT)
+        for chosen in (np.arange(COUNT) % 3 == 1, np.arange(COUNT) < 2, np.zeros(COUNT, np.bool_)):
+            left = chosen.copy()
+            left[list(case.deleted)] = False
+            found = index.search(case.queries, 10, Allowed.of(chosen))
+            for row, positions in enumerate(found.positions):
+                # Those that a search without a condition has, less those that are not allowed.
+                expected = [at for at in everything.positions[row].tolist() if at >= 0 and left[at]][:10]
+                assert positions[positions >= 0].tolist() == expected
 
     def test_hits_do_not_depend_on_the_batch(self, make: Callable[[Path], Case], tmp_path: Path) -> None:
         case = make(tmp_path)
@@ -105,7 +195,8 @@ class TestEveryType:
         case = make(tmp_path)
         index: Any = case.index
         found = case.search(COUNT)
-        given = [np.random.default_rng(1).permutation(COUNT)[:50] for _ in range(5)]
+        live = np.setdiff1d(np.arange(COUNT), case.deleted)
+        given = [np.random.default_rng(1).permutation(live)[:50] for _ in range(5)]
         scores = index.score(case.queries, given)
         for asked, of_asked, of_query, positions in zip(given, scores, *found, strict=True):
             known = {at: score for at, score in zip(positions.tolist(), of_query.tolist(), strict=True) if at >= 0}
