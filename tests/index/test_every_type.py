@@ -112,8 +112,7 @@ TYPES = {
     "hnsw": approximate_type("hnsw"),
     "ivfpq": approximate_type("ivfpq"),
     "ivfpq, 4 bits": approximate_type("ivfpq", pq_bits=4, nlist=3),
-    "rabitq": approximate_type("rabitq"),
-    "rabitq, 4 bits": approximate_type("rabitq", rabitq_bits=4, nlist=3),
+    "rabitq": approximate_type("rabitq", rabitq_bits=4),  # one bit of six dimensions says too little
     "sparse": sparse,
     "bm25": bm25,
     "flat in parts": in_parts(make_flat),
@@ -121,7 +120,7 @@ TYPES = {
     "flat with deletions": with_deletions(flat),
     "hnsw with deletions": with_deletions(approximate_type("hnsw")),
     "ivfpq with deletions": with_deletions(approximate_type("ivfpq")),
-    "rabitq with deletions": with_deletions(approximate_type("rabitq", nlist=3)),
+    "rabitq with deletions": with_deletions(approximate_type("rabitq", rabitq_bits=4, nlist=3)),
     "sparse with deletions": with_deletions(sparse),
     "bm25 with deletions": with_deletions(bm25),
 }

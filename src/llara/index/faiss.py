@@ -22,7 +22,7 @@ from llara.encoding.manifest import find_model
 from llara.errors import ConfigError, StorageError
 from llara.files import TEMPORARY, FileRecord
 from llara.index.base import Allowed, Asks, Floats, Manifest, Positions, StoredIds, TopK, best_first, best_rows
-from llara.index.flat import FILE, check_queries, exact_scores, only
+from llara.index.flat import FILE, check_queries, exact_scores, selector
 from llara.index.written import write_index
 from llara.progress import Progress
 
@@ -145,7 +145,7 @@ class FaissIndex:
         faiss_any: Any = faiss  # its stubs know the C++ signatures only
         # Where few documents are allowed, those that are near are further apart.
         wider = 1.0 if allowed is None else min(_WIDEST, len(self) / max(allowed.count, 1))
-        given: dict[str, Any] = {} if allowed is None else {"sel": only(allowed).sel}
+        given: dict[str, Any] = {} if allowed is None else {"sel": selector(allowed)}
         if self.manifest.type == "hnsw":
             ef_search = self.effort.ef_search or self.manifest.settings["ef_search"]
             return faiss_any.SearchParametersHNSW(efSearch=max(fetch, round(ef_search * wider)), **given)
@@ -237,12 +237,12 @@ class Shape:
             # Codes of four bits are looked up in registers, 32 vectors at once.
             kind = faiss_any.IndexIVFPQFastScan if settings["pq_bits"] == 4 else faiss_any.IndexIVFPQ
             index = kind(*given, settings["pq_m"], settings["pq_bits"], product)
-            index.pq.cp.seed = settings["seed"]
+            index.pq.cp.seed, index.pq.cp.min_points_per_centroid = settings["seed"], 1
         else:
             index = faiss_any.IndexIVFRaBitQFastScan(*given, product, _TOGETHER, True, settings["rabitq_bits"])
         index.own_fields = True
         lists.this.disown()
-        index.cp.seed, index.cp.niter = settings["seed"], _ROUNDS
+        index.cp.seed, index.cp.niter, index.cp.min_points_per_centroid = settings["seed"], _ROUNDS, 1
         return index if self.type == "ivfpq" else self._rotated(index)
 
     def _rotated(self, index: Any) -> Any:

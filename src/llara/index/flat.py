@@ -80,7 +80,7 @@ class FlatIndex:
     ) -> list[int]:
         """Fills in `rows` of the queries in `batch`; returns those whose boundary needs more candidates to be clear."""
         unclear: list[int] = []
-        found = self._faiss.search(queries[batch], fetch, params=only(allowed))
+        found = self._faiss.search(queries[batch], fetch, params=_only(allowed))
         for row, scores, positions in zip(batch, *found, strict=True):
             floor = scores[top_k - 1] - self._margin(queries[row])
             if scores[-1] >= floor and fetch < (len(self) if allowed is None else allowed.count):
@@ -119,14 +119,19 @@ def exact_scores(vectors: Array, query: Floats, positions: Positions) -> Floats:
     return np.asarray(products.sum(axis=-1), np.float32)
 
 
-def only(allowed: Allowed | None) -> Any:
-    """Returns what makes FAISS pass over all other documents."""
-    if allowed is None:
-        return None
+def selector(allowed: Allowed) -> Any:
+    """Returns what makes FAISS pass over all other documents; what it is given to keeps it, and the bits with it."""
     import faiss
 
     faiss_any: Any = faiss  # its stubs know the C++ signatures only
-    return faiss_any.SearchParameters(sel=faiss_any.IDSelectorBitmap(allowed.bits))
+    return faiss_any.IDSelectorBitmap(allowed.bits)
+
+
+def _only(allowed: Allowed | None) -> Any:
+    import faiss
+
+    faiss_any: Any = faiss
+    return None if allowed is None else faiss_any.SearchParameters(sel=selector(allowed))
 
 
 def write_flat(
