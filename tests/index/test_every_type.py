@@ -1,5 +1,6 @@
 """What holds for every type of index, on documents and queries of its own kind."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,12 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from llara.index import faiss as approximate
+from llara.index.base import Allowed
 from llara.index.opening import AnyIndex, open_index
 from llara.records import Document
 from llara.terms import Terms
-from llara.index import faiss as approximate
-from llara.index.base import Allowed
 from tests.index.helpers import as_terms, delete, join, make_bm25, make_faiss, make_flat, make_sparse
+from tests.reference.filtering import thinned
 
 WORDS = ("fox", "dog", "silver", "metal", "sleep", "jump")
 COUNT = 90
@@ -33,9 +35,9 @@ class Case(NamedTuple):
     def live(self) -> int:
         return COUNT - len(self.deleted)
 
-    def search(self, top_k: int, queries: Any = None) -> Any:
+    def search(self, top_k: int, queries: Any = None, allowed: Allowed | None = None) -> Any:
         index: Any = self.index
-        return index.search(self.queries if queries is None else queries, top_k)
+        return index.search(self.queries if queries is None else queries, top_k, allowed)
 
 
 def counts() -> np.ndarray[Any, Any]:
@@ -85,7 +87,7 @@ def in_parts(make: Callable[[Path, Any, Any], Any]) -> Callable[[Path], Case]:
         bounds = [0, 13, 40, 47, COUNT]
         parts = [
             make(folder / f"part-{number:05d}", rows[start:stop], IDS[start:stop])
-            for number, (start, stop) in enumerate(zip(bounds, bounds[1:], strict=False))
+            for number, (start, stop) in enumerate(itertools.pairwise(bounds))
         ]
         join(folder, parts)
         gone = tuple(range(40, 47))
@@ -112,7 +114,7 @@ TYPES = {
     "hnsw": approximate_type("hnsw"),
     "ivfpq": approximate_type("ivfpq"),
     "ivfpq, 4 bits": approximate_type("ivfpq", pq_bits=4, nlist=3),
-    "rabitq": approximate_type("rabitq", rabitq_bits=4),  # one bit of six dimensions says too little
+    "rabitq": approximate_type("rabitq", rabitq_bits=8),  # one bit of six dimensions says too little
     "sparse": sparse,
     "bm25": bm25,
     "flat in parts": in_parts(make_flat),
@@ -120,7 +122,7 @@ TYPES = {
     "flat with deletions": with_deletions(flat),
     "hnsw with deletions": with_deletions(approximate_type("hnsw")),
     "ivfpq with deletions": with_deletions(approximate_type("ivfpq")),
-    "rabitq with deletions": with_deletions(approximate_type("rabitq", rabitq_bits=4, nlist=3)),
+    "rabitq with deletions": with_deletions(approximate_type("rabitq", rabitq_bits=8, nlist=3)),
     "sparse with deletions": with_deletions(sparse),
     "bm25 with deletions": with_deletions(bm25),
 }
@@ -166,25 +168,28 @@ class TestEveryType:
         # An index of vectors has a score for every document, the others only for those that share a term.
         assert (found.positions >= 0).all() or case.index.asks != "vectors"
 
-    def test_only_allowed_documents_are_hits(self, make: Callable[[Path], Case], tmp_path: Path) -> None:
-        case = make(tmp_path)
-        index: Any = case.index
-        everything = case.search(COUNT)
-        for chosen in (np.arange(COUNT) % 3 == 1, np.arange(COUNT) < 2, np.zeros(COUNT, np.bool_)):
-            left = chosen.copy()
-            left[list(case.deleted)] = False
-            found = index.search(case.queries, 10, Allowed.of(chosen))
-            for row, positions in enumerate(found.positions):
-                # Those that a search without a condition has, less those that are not allowed.
-                expected = [at for at in everything.positions[row].tolist() if at >= 0 and left[at]][:10]
-                assert positions[positions >= 0].tolist() == expected
-
     def test_hits_do_not_depend_on_the_batch(self, make: Callable[[Path], Case], tmp_path: Path) -> None:
         case = make(tmp_path)
         together = case.search(20)
         single = [case.search(20, part(case.queries, row, row + 1)) for row in range(5)]
         for column, rows in zip(together, zip(*single, strict=True), strict=True):
             assert np.array_equal(column, np.concatenate(rows))
+
+    @pytest.mark.parametrize(("share", "top_k"), [(0.5, 10), (0.05, 3), (0.05, 40), (0.9, 31), (0.0, 5), (1.0, 90)])
+    def test_with_a_filter_hits_are_those_of_a_full_search_that_fit(
+        self, make: Callable[[Path], Case], share: float, top_k: int, tmp_path: Path
+    ) -> None:
+        case = make(tmp_path)
+        fits = np.random.default_rng(3).random(COUNT) < share
+        found = case.search(top_k, allowed=Allowed.of(fits))
+        fits[list(case.deleted)] = False
+        assert found.scores.shape == found.positions.shape == (5, min(top_k, fits.sum()))
+        every = case.search(COUNT)
+        for row in range(5):
+            wanted = thinned(every.positions[row].tolist(), fits.tolist(), top_k)
+            assert [at for at in found.positions[row].tolist() if at >= 0] == wanted
+            scores = dict(zip(every.positions[row].tolist(), every.scores[row].tolist(), strict=True))
+            assert [score for score in found.scores[row].tolist() if score > -np.inf] == [scores[at] for at in wanted]
 
     def test_no_queries_have_no_hits(self, make: Callable[[Path], Case], tmp_path: Path) -> None:
         case = make(tmp_path)

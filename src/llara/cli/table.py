@@ -85,8 +85,8 @@ COMMANDS = (
     ),
     Command(
         "search",
-        "Search an index, or several at once, with a file of queries or with one query.",
-        "llara search (TEXT | --queries FILE --output RUN) --index INDEX [--hybrid INDEX...] [--model DIR]",
+        "Search an index, or several at once: one query, a file of them, or line by line.",
+        "llara search (TEXT | --interactive | --queries FILE --output RUN) --index INDEX [--hybrid INDEX...]",
         "SearchConfig",
         "llara.search:search",
         positional="query",

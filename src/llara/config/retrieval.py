@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from llara.conditions import condition_problems
 from llara.config.base import SEED_MAX, JobConfig, ModelConfig, pair_length_problems
 
 
@@ -127,6 +128,9 @@ class SearchConfig(ModelConfig):
 
     query: str | None = None
     """One query as text; its hits are printed."""
+    interactive: bool = False
+    """Answer queries line by line from standard input, with model and index kept in memory; with --json each line gives
+    one line of JSON."""
     index: Path
     """The index folder."""
     hybrid: tuple[Path, ...] = ()
@@ -139,6 +143,8 @@ class SearchConfig(ModelConfig):
     """The run, in TREC format."""
     top_k: int | None = None
     """Hits per query; default: 10 for one query, 1000 for a run."""
+    filter: tuple[str, ...] = ()
+    """Only documents whose metadata fits all of these: FIELD=VALUE, !=, <, <=, >, >=, or FIELD in VALUE,VALUE."""
     expansion: Literal["auto", "yes", "no"] = "auto"
     """Sparse: a term may be one that does not stand in the query; auto: as it was for the passages."""
     method: Literal["rrf", "relative"] = "rrf"
@@ -164,10 +170,13 @@ class SearchConfig(ModelConfig):
         problems = [*super().problems(), *self._at_least(1, "top_k", "token_budget", "depth"), *self._at_least(0, "k")]
         problems += self._at_least(1, "ef_search", "nprobe", "refine")
         problems += self._hybrid_problems()
-        if (self.query is None) == (self.queries is None):
-            problems.append("--query or --queries: give exactly one of the two")
+        problems += condition_problems(self.filter)
+        if [self.query is None, self.queries is None, not self.interactive].count(False) != 1:
+            problems.append("--query, --queries or --interactive: give exactly one of the three")
         if self.queries is not None and self.output is None:
             problems.append("--output: is required with --queries")
+        if self.interactive and self.output is not None:
+            problems.append("--output: goes with --query or --queries")
         return [*problems, *self._only_with(self.queries is not None, "--queries", "split")]
 
     def _hybrid_problems(self) -> list[str]:

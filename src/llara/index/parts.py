@@ -19,7 +19,9 @@ from llara.files import FileRecord, confined
 from llara.index.base import IDS, Allowed, Asks, Floats, Ids, Index, Manifest, Positions, TopK, best_rows
 
 PART = "part-{:05d}"  # folder of the documents that do not lie in the index folder itself
-DELETED = "deleted-{:05d}.npy"  # int64 [documents]: sorted positions; a new name each time, for the old one may be mapped
+DELETED = (
+    "deleted-{:05d}.npy"  # int64 [documents]: sorted positions; a new name each time, for the old one may be mapped
+)
 MANY = 16  # parts, from which on a search says that it takes longer for them
 
 
@@ -81,8 +83,8 @@ class PartedIndex:
                 yield TopK(scores, np.where(positions >= 0, positions + start, -1))
 
     def _bounds(self) -> Iterator[tuple[Index[Any], int, int]]:
-        for part, start, stop in zip(self.parts, self._starts, self._starts[1:], strict=False):
-            yield part, int(start), int(stop)
+        for part, (start, stop) in zip(self.parts, itertools.pairwise(self._starts.tolist()), strict=True):
+            yield part, start, stop
 
 
 def both(first: Allowed | None, second: Allowed | None) -> Allowed | None:
@@ -106,7 +108,7 @@ def read_deleted(folder: Path, manifest: Manifest) -> Positions:
     path = confined(folder, manifest.deleted)
     count = (manifest.files[manifest.deleted].bytes - npy_bytes(np.dtype("<i8"), (0,))) // 8
     deleted = np.array(open_array(path, "int64", (count,)))
-    if len(deleted) and not (0 <= deleted[0] and deleted[-1] < manifest.total and (np.diff(deleted) > 0).all()):
+    if len(deleted) and not (deleted[0] >= 0 and deleted[-1] < manifest.total and (np.diff(deleted) > 0).all()):
         raise StorageError(path, "is damaged: holds positions that no document has; rebuild the index")
     return deleted
 
@@ -141,7 +143,7 @@ def covered(vectors: Vectors, documents: int, source: str) -> int | None:
 
 
 def cut_shards(vectors: Vectors, documents: int) -> list[Vectors]:
-    """Cuts a vectors folder between its shards, so that a part holds at most so many documents, but one shard or more."""
+    """Cuts a vectors folder between shards, so that a part holds at most so many documents, but one shard or more."""
     bounds, held = [0], 0
     for number, entry in enumerate(vectors.manifest["shards"]):
         if held and held + entry["documents"] > documents:
@@ -149,7 +151,7 @@ def cut_shards(vectors: Vectors, documents: int) -> list[Vectors]:
             held = 0
         held += entry["documents"]
     bounds.append(len(vectors.manifest["shards"]))
-    return [part_of(vectors, first, last) for first, last in zip(bounds, bounds[1:], strict=False)]
+    return [part_of(vectors, first, last) for first, last in itertools.pairwise(bounds)]
 
 
 def same_documents(first: tuple[Path, Index[Any]], second: tuple[Path, Index[Any]]) -> str:
@@ -174,8 +176,13 @@ def _id_files(folder: Path, manifest: Manifest) -> Iterator[tuple[Path, FileReco
 
 def _same_bytes(one: list[tuple[Path, FileRecord]], other: list[tuple[Path, FileRecord]]) -> bool:
     """Compares ids that are cut into files differently."""
-    lines = (itertools.chain.from_iterable(path.open("rb") for path, _ in files) for files in (one, other))
-    return all(first == second for first, second in itertools.zip_longest(*lines))
+    return all(first == second for first, second in itertools.zip_longest(_lines(one), _lines(other)))
+
+
+def _lines(files: list[tuple[Path, FileRecord]]) -> Iterator[bytes]:
+    for path, _ in files:
+        with path.open("rb") as file:
+            yield from file
 
 
 def _all_deleted(folder: Path, manifest: Manifest) -> Positions:
