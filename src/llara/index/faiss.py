@@ -123,8 +123,8 @@ class FaissIndex:
     def _fetch(self, top_k: int) -> int:
         if self.effort.refine is not None:
             return max(1, self.effort.refine) * top_k
-        share = _SPARE if self.manifest.type == "hnsw" else min(9 * top_k, _MOST)
-        return top_k + max(_SPARE, share)
+        share = 0 if self.manifest.type == "hnsw" else min(9 * top_k + _SPARE, _MOST)
+        return top_k + _SPARE + share
 
     def _search_batch(self, queries: Floats, fetch: int, top: TopK, allowed: Allowed | None) -> None:
         """Fills in the hits of some queries; a row stays short where FAISS found too few."""
