@@ -18,6 +18,7 @@ from llara.encoding.documents import DocumentStore
 from llara.errors import ConfigError, DataError, StorageError
 from llara.fuse import fusion
 from llara.index.base import Allowed
+from llara.index.faiss import Effort
 from llara.index.filters import allowed_documents
 from llara.outputs import check_file_output, save_settings
 from llara.ranking import Indexes, Ranked, fused, show_progress
@@ -146,7 +147,8 @@ class Searcher:
 
     def __init__(self, config: SearchConfig) -> None:
         self.config = config
-        self.indexes = Indexes([config.index, *config.hybrid], config, config.expansion)
+        effort = Effort(config.ef_search, config.nprobe, config.refine)
+        self.indexes = Indexes([config.index, *config.hybrid], config, config.expansion, effort)
         self._allowed: dict[tuple[Condition, ...], Allowed] = {}
 
     @cached_property

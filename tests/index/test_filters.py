@@ -13,7 +13,7 @@ from llara.encoding.documents import DocumentStore
 from llara.encoding.shards import write_documents
 from llara.errors import ConfigError, StorageError
 from llara.index import filters
-from llara.index.base import Allowed, Ids, write_ids
+from llara.index.base import Allowed, StoredIds, write_ids
 from llara.index.filters import allowed_documents
 
 LANGS = ("de", "en", "fr")
@@ -38,26 +38,26 @@ def make_store(folder: Path, rows: list[dict[str, Any]]) -> DocumentStore:
     return DocumentStore.open(folder)
 
 
-def ids_of(folder: Path, names: list[str]) -> Ids:
+def ids_of(folder: Path, names: list[str]) -> StoredIds:
     folder.mkdir(exist_ok=True)
     write_ids(folder, names)
-    return Ids(folder, len(names))
+    return StoredIds(folder, len(names))
 
 
-def fitting(store: DocumentStore, ids: Ids, *conditions: str) -> list[int]:
+def fitting(store: DocumentStore, ids: StoredIds, *conditions: str) -> list[int]:
     allowed = allowed_documents(parse_conditions(conditions), store, ids)
     assert (allowed.total, allowed.count) == (len(ids), int(allowed.mask(0, len(ids)).sum()))
     return np.flatnonzero(allowed.mask(0, len(ids))).tolist()
 
 
 @pytest.fixture
-def ids(tmp_path: Path) -> Ids:
+def ids(tmp_path: Path) -> StoredIds:
     return ids_of(tmp_path / "ids", [str(row["_id"]) for row in ROWS])
 
 
 @pytest.mark.parametrize("block", [8, 16, 1 << 16])
 def test_documents_that_fit_all_conditions(
-    store: DocumentStore, ids: Ids, block: int, monkeypatch: pytest.MonkeyPatch
+    store: DocumentStore, ids: StoredIds, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(filters, "BLOCK", block)
     assert fitting(store, ids, "year>=2000", "lang=en") == [n for n in range(10, 40) if n % 3 == 1]
@@ -68,14 +68,14 @@ def test_documents_that_fit_all_conditions(
 
 
 def test_values_of_another_type_are_passed_over_and_counted(
-    store: DocumentStore, ids: Ids, capsys: pytest.CaptureFixture[str]
+    store: DocumentStore, ids: StoredIds, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert fitting(store, ids, 'year>="2031"') == [41, 42, 43, 44]
     said = "--filter 'year>=\"2031\"': 40 documents hold a number there, which fits no condition on text"
     assert said in capsys.readouterr().err
 
 
-def test_a_field_that_no_document_has(store: DocumentStore, ids: Ids) -> None:
+def test_a_field_that_no_document_has(store: DocumentStore, ids: StoredIds) -> None:
     with pytest.raises(ConfigError) as caught:
         fitting(store, ids, "yaer=2000", "lang=en", "late=3")
     first, second = caught.value.problems

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from llara.conditions import condition_problems
-from llara.config.base import JobConfig, ModelConfig, pair_length_problems
+from llara.config.base import SEED_MAX, JobConfig, ModelConfig, pair_length_problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +61,26 @@ class IndexConfig(JobConfig):
     """Vectors folder to build from."""
     corpus: tuple[Path, ...] = ()
     """Corpus to build from, for bm25 without a vectors folder."""
-    type: Literal["flat", "sparse", "bm25"] = "flat"
-    """flat: exact inner product over vectors; sparse: the same over sparse vectors (encode --sparse); bm25: words, no
-    model."""
+    type: Literal["flat", "hnsw", "ivfpq", "rabitq", "sparse", "bm25"] = "flat"
+    """flat: exact inner product over vectors. hnsw: a graph over them, fastest. ivfpq, rabitq: codes in lists, least
+    memory. sparse: exact over sparse vectors (encode --sparse). bm25: words, no model."""
+    hnsw_m: int = 32
+    """hnsw: links per document."""
+    ef_construction: int = 100
+    """hnsw: candidates that the search for a document's links keeps."""
+    nlist: int | None = None
+    """ivfpq, rabitq: lists that the vectors are divided into; default: about four times the root of their number."""
+    pq_m: int | None = None
+    """ivfpq: pieces that a vector is cut into; default: one for four dimensions, 128 at most."""
+    pq_bits: int | None = None
+    """ivfpq: bits of a piece's code; 4 is searched faster; default: 8."""
+    rabitq_bits: int = 1
+    """rabitq: bits per dimension."""
+    part_size: int | None = None
+    """hnsw, ivfpq, rabitq: documents that are indexed together, in memory; default: what 2 GB hold. A larger index is
+    made of several parts, cut between shards, which a search goes through one after the other."""
+    seed: int = 42
+    """hnsw, ivfpq, rabitq: seed of the samples and of the graph's levels."""
     k1: float = 0.9
     """BM25: how fast repeated words saturate."""
     b: float = 0.4
@@ -73,9 +90,26 @@ class IndexConfig(JobConfig):
 
     def problems(self) -> list[str]:
         """See `JobConfig.problems`."""
-        numbers = [*self._at_least(0, "k1"), *self._within(0, 1, "b")]
-        words = self._only_with(self.type == "bm25", "--type bm25", "k1", "b", "language")
-        return [*super().problems(), *numbers, *words, *self._source_problems()]
+        numbers = [*self._at_least(0, "k1"), *self._within(0, 1, "b"), *self._within(0, SEED_MAX, "seed")]
+        numbers += [*self._at_least(2, "hnsw_m"), *self._at_least(1, "ef_construction", "nlist", "pq_m", "part_size")]
+        numbers += [*self._within(1, 12, "pq_bits"), *self._within(1, 9, "rabitq_bits")]
+        return [*super().problems(), *numbers, *self._type_problems(), *self._source_problems()]
+
+    def _type_problems(self) -> list[str]:
+        """A setting goes with the types that read it."""
+        read_by = {
+            ("bm25",): ("k1", "b", "language"),
+            ("hnsw",): ("hnsw_m", "ef_construction"),
+            ("ivfpq",): ("pq_m", "pq_bits"),
+            ("rabitq",): ("rabitq_bits",),
+            ("ivfpq", "rabitq"): ("nlist",),
+            ("hnsw", "ivfpq", "rabitq"): ("part_size", "seed"),
+        }
+        return [
+            problem
+            for types, names in read_by.items()
+            for problem in self._only_with(self.type in types, f"--type {' or '.join(types)}", *names)
+        ]
 
     def _source_problems(self) -> list[str]:
         problems = []
@@ -124,10 +158,17 @@ class SearchConfig(ModelConfig):
     """Hybrid: hits per index that are fused."""
     token_budget: int | None = None
     """Tokens per forward pass, padding included; default: 1024 on a CPU, whose caches it fits, 16384 on a GPU."""
+    ef_search: int | None = None
+    """hnsw: candidates that a search keeps; more find more, and take longer; default: what the index says."""
+    nprobe: int | None = None
+    """ivfpq, rabitq: lists that a search looks into; default: what the index says."""
+    refine: int | None = None
+    """hnsw, ivfpq, rabitq: candidates per hit that are scored exactly; default: by type, ten for the first hits."""
 
     def problems(self) -> list[str]:
         """See `JobConfig.problems`."""
         problems = [*super().problems(), *self._at_least(1, "top_k", "token_budget", "depth"), *self._at_least(0, "k")]
+        problems += self._at_least(1, "ef_search", "nprobe", "refine")
         problems += self._hybrid_problems()
         problems += condition_problems(self.filter)
         if [self.query is None, self.queries is None, not self.interactive].count(False) != 1:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from llara.encoding.arrays import open_array, write_array
 from llara.errors import ConfigError, DataError, StorageError, nearest
 from llara.files import FileRecord, check_file, read_json, write_json_atomic
-from llara.index.base import Allowed, Floats, Ids, Manifest, Positions, TopK, best_first, stack
+from llara.index.base import Allowed, Asks, Floats, Manifest, Positions, StoredIds, TopK, best_first, stack
 from llara.records import Document
 
 WORDS = "words.json"
@@ -73,12 +73,15 @@ class Bm25Index:
     idf(t) = ln(1 + (N - n_t + 0.5) / (n_t + 0.5)); a word that a query repeats counts each time.
     """
 
+    asks: Asks = "texts"
+    model = ""
+
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         from bm25s import BM25
 
         check_file(folder / WORDS, manifest.files[WORDS], full=True)  # it is read whole anyway
         words = read_json(folder / WORDS)
-        self.manifest, self.ids = manifest, Ids(folder, manifest.count)
+        self.manifest, self.ids = manifest, StoredIds(folder, manifest.count)
         self.analyzer = Analyzer(manifest.settings["language"], words["stop_words"])
         self._terms = {term: number for number, term in enumerate(words["terms"])}
         self._bm25 = BM25(k1=manifest.settings["k1"], b=manifest.settings["b"])

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from llara.encoding.arrays import Array
 from llara.encoding.manifest import find_model
 from llara.errors import ModelError, StorageError
 from llara.files import FileRecord, write_atomic
-from llara.index.base import Allowed, Floats, Ids, Manifest, Positions, TopK, best_first, stack
+from llara.index.base import Allowed, Asks, Floats, Manifest, Positions, StoredIds, TopK, best_first, stack
 
 FILE = "index.faiss"
 _BATCH = 1024  # queries per FAISS call, fewer where that many hits at once would take much memory
@@ -27,8 +28,10 @@ class FlatIndex:
     do not depend on the batch, the number of threads or the position of a document, and equal vectors tie exactly.
     """
 
+    asks: Asks = "vectors"
+
     def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.manifest, self.ids = manifest, Ids(folder, manifest.count)
+        self.manifest, self.ids = manifest, StoredIds(folder, manifest.count)
         self.model = find_model(manifest.model_path, folder)
         self.dim = int(manifest.settings["dim"])
         self._max_norm = float(manifest.settings["max_norm"])
@@ -43,13 +46,9 @@ class FlatIndex:
 
         ModelError when the queries have another dimension than the index.
         """
-        if queries.ndim != 2 or queries.shape[1] != self.dim:
-            shape = " x ".join(map(str, queries.shape))
-            raise ModelError(f"the index holds vectors of dimension {self.dim}, the queries are {shape}: {self.origin}")
-        if not np.isfinite(queries).all():
-            raise ModelError("the query vectors hold values that are not finite")
+        queries = check_queries(queries, self.dim, self.origin)
         available = len(self) if allowed is None else allowed.count
-        top_k, queries = min(top_k, available), np.ascontiguousarray(queries, np.float32)
+        top_k = min(top_k, available)
         rows: list[tuple[Floats, Positions]] = [(np.empty(0, np.float32), np.empty(0, np.int64))] * len(queries)
         pending, fetch = list(range(len(queries))), min(top_k + _SPARE, available)
         while pending and fetch:
@@ -63,7 +62,7 @@ class FlatIndex:
 
     def score(self, queries: Floats, positions: Sequence[Positions]) -> list[Floats]:
         """Returns the scores of given documents, per query int64 [n] to float32 [n], as `search` gives them."""
-        return [self._score(query, each) for query, each in zip(queries, positions, strict=True)]
+        return [exact_scores(self._vectors, query, each) for query, each in zip(queries, positions, strict=True)]
 
     @property
     def origin(self) -> str:
@@ -88,7 +87,7 @@ class FlatIndex:
                 unclear.append(row)
                 continue
             near = positions[scores >= floor]
-            rows[row] = best_first(self._score(queries[row], near), near, self.ids, top_k)
+            rows[row] = best_first(exact_scores(self._vectors, queries[row], near), near, self.ids, top_k)
         return unclear
 
     def _margin(self, query: Floats) -> float:
@@ -99,20 +98,40 @@ class FlatIndex:
         """
         return 2.1 * self.dim * 2.0**-24 * self._max_norm * float(np.linalg.norm(query.astype(np.float64)))
 
-    def _score(self, query: Floats, positions: Positions) -> Floats:
-        # Summed along each row: unlike a matrix product, this gives equal rows equal sums wherever they stand.
-        products = self._vectors[positions].astype(np.float64) * query.astype(np.float64)
-        return np.asarray(products.sum(axis=1), np.float32)
+
+def check_queries(queries: Floats, dim: int, origin: str) -> Floats:
+    """Returns queries as FAISS takes them; ModelError where they are not finite, or not of the index's dimension."""
+    if queries.ndim != 2 or queries.shape[1] != dim:
+        shape = " x ".join(map(str, queries.shape))
+        raise ModelError(f"the index holds vectors of dimension {dim}, the queries are {shape}: {origin}")
+    if not np.isfinite(queries).all():
+        raise ModelError("the query vectors hold values that are not finite")
+    return np.ascontiguousarray(queries, np.float32)
 
 
-def _only(allowed: Allowed | None) -> Any:
-    """Returns what makes FAISS pass over all other documents."""
-    if allowed is None:
-        return None
+def exact_scores(vectors: Array, query: Floats, positions: Positions) -> Floats:
+    """Returns inner products, in float64 and rounded to float32: `query` [dim] with `positions` [n], or a batch.
+
+    A batch is `query` [b, 1, dim] and `positions` [b, n]. Summed along each row: unlike a matrix product, this gives
+    equal rows equal sums wherever they stand.
+    """
+    products = vectors[positions].astype(np.float64) * query.astype(np.float64)
+    return np.asarray(products.sum(axis=-1), np.float32)
+
+
+def selector(allowed: Allowed) -> Any:
+    """Returns what makes FAISS pass over all other documents; what it is given to keeps it, and the bits with it."""
     import faiss
 
     faiss_any: Any = faiss  # its stubs know the C++ signatures only
-    return faiss_any.SearchParameters(sel=faiss_any.IDSelectorBitmap(allowed.bits))
+    return faiss_any.IDSelectorBitmap(allowed.bits)
+
+
+def _only(allowed: Allowed | None) -> Any:
+    import faiss
+
+    faiss_any: Any = faiss
+    return None if allowed is None else faiss_any.SearchParameters(sel=selector(allowed))
 
 
 def write_flat(
