@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 TARGET = {"cold": 6.0, "warm": 0.05}  # seconds: the first answer, and 50 and 95 of 100 further ones
-SUFFIX = " The next sentence: "  # what the template `paper` puts behind a query, with the EOS token after it
+SUFFIX = " The next sentence: "  # what the template `paper` puts behind a query, before the EOS token
 TOP = 10
 
 
@@ -104,10 +104,10 @@ def with_sentence_transformers(vectors: Any) -> Callable[[str], list[int]]:
     words = Transformer(mini(), max_seq_length=512)
     parts = [words, Pooling(words.get_embedding_dimension(), pooling_mode="lasttoken"), Normalize()]
     model = SentenceTransformer(modules=parts, device="cpu").float()
-    eos = model.tokenizer.eos_token
+    bos, eos = model.tokenizer.bos_token, model.tokenizer.eos_token
 
     def find(query: str) -> list[int]:
-        vector = model.encode([query + SUFFIX + eos], convert_to_tensor=True, show_progress_bar=False)
+        vector = model.encode([bos + query + SUFFIX + eos], convert_to_tensor=True, show_progress_bar=False)
         (hits,) = semantic_search(vector, vectors, top_k=TOP)
         return [hit["corpus_id"] for hit in hits]
 
@@ -123,7 +123,7 @@ def with_bare_parts(vectors: Any) -> Callable[[str], list[int]]:
 
     def find(query: str) -> list[int]:
         with torch.inference_mode():
-            inputs = tokenizer([query + SUFFIX + tokenizer.eos_token], return_tensors="pt")
+            inputs = tokenizer([tokenizer.bos_token + query + SUFFIX + tokenizer.eos_token], return_tensors="pt")
             state = model(input_ids=inputs["input_ids"], use_cache=False).last_hidden_state[0, -1]
             return (vectors @ torch.nn.functional.normalize(state, dim=-1)).topk(TOP).indices.tolist()
 
