@@ -24,6 +24,11 @@ class EncodeConfig(ModelConfig):
     """Input rows per shard."""
     passage_length: int | None = None
     """Tokens of a passage, prompt included; default: what the model folder says."""
+    long: Literal["truncate", "cut"] = "truncate"
+    """A document of more tokens. truncate: its beginning is encoded; cut: it becomes several passages that end with
+    sentences, each with the title and a vector of its own, and a search counts a document's best passage."""
+    overlap: int = 0
+    """cut: tokens that a passage repeats of the one before, at most."""
     vector_dtype: Literal["float32", "float16"] = "float32"
     """Type of the vectors on disk."""
     sparse: bool = False
@@ -43,6 +48,8 @@ class EncodeConfig(ModelConfig):
             *([] if self.model else ["--model: is required (a folder, a hub id, or mini)"]),
             *([] if self.corpus else ["--corpus: is required"]),
             *self._at_least(1, "token_budget", "shard_size", "passage_length", "sparse_top_k"),
+            *self._at_least(0, "overlap"),
+            *self._only_with(self.long == "cut", "--long cut", "overlap"),
             *self._sparse_problems(),
         ]
 
