@@ -34,6 +34,7 @@ def add_documents(config: IndexConfig) -> IndexResult:
         StorageError: The folder is no index, or was built from something else than the beginning of what is given.
     """
     vectors = Vectors.open(config.vectors, config.verify) if config.vectors else None
+    Manifest.read(config.output)  # where there is no index, no folder is made
     with FolderLock(config.output):
         manifest = Manifest.read(config.output, verify=config.verify)
         config = _as_built(config, manifest)
@@ -62,6 +63,7 @@ def delete_documents(config: IndexConfig) -> IndexResult:
     """
     assert config.delete is not None, "the configuration checks itself"
     wanted = _read_ids(config.delete)
+    Manifest.read(config.output)
     with FolderLock(config.output):
         manifest = Manifest.read(config.output, verify=config.verify)
         remove_leftovers(config.output)
