@@ -78,10 +78,10 @@ COMMANDS = (
     ),
     Command(
         "index",
-        "Build a searchable index from vectors (flat, sparse) or from words (bm25).",
-        "llara index --vectors VECTORS --output INDEX [--type flat | sparse | bm25]",
+        "Build a searchable index from vectors or from words; add documents to one, or delete some.",
+        "llara index (--vectors VECTORS [--type flat | hnsw | ...] [--add] | --delete IDS) --output INDEX",
         "IndexConfig",
-        "llara.index.build:build_index",
+        "llara.index.job:index",
     ),
     Command(
         "search",

@@ -88,6 +88,11 @@ class IndexConfig(JobConfig):
     made of several parts, cut between shards, which a search goes through one after the other."""
     seed: int = 42
     """hnsw, ivfpq, rabitq: seed of the samples and of the graph's levels."""
+    add: bool = False
+    """Add the documents that the vectors, or the corpus of a bm25 index, have got at their end since; the index has its
+    type."""
+    delete: Path | None = None
+    """Delete documents from the index at --output: a file with one id on each line."""
     k1: float = 0.9
     """BM25: how fast repeated words saturate."""
     b: float = 0.4
@@ -100,6 +105,8 @@ class IndexConfig(JobConfig):
         numbers = [*self._at_least(0, "k1"), *self._within(0, 1, "b"), *self._within(0, SEED_MAX, "seed")]
         numbers += [*self._at_least(2, "hnsw_m"), *self._at_least(1, "ef_construction", "nlist", "pq_m", "part_size")]
         numbers += [*self._within(1, 12, "pq_bits"), *self._within(1, 9, "rabitq_bits")]
+        if self.add or self.delete is not None:
+            return [*super().problems(), *self._change_problems()]
         return [*super().problems(), *numbers, *self._type_problems(), *self._source_problems()]
 
     def _type_problems(self) -> list[str]:
@@ -117,6 +124,17 @@ class IndexConfig(JobConfig):
             for types, names in read_by.items()
             for problem in self._only_with(self.type in types, f"--type {' or '.join(types)}", *names)
         ]
+
+    def _change_problems(self) -> list[str]:
+        """A change is made to an index as it was built."""
+        flag = "--add" if self.add else "--delete"
+        names = ("type", "k1", "b", "language", "hnsw_m", "ef_construction", "nlist", "pq_m", "pq_bits", "rabitq_bits")
+        problems = self._only_with(False, f"a new index, not with {flag}", *names, "part_size", "seed")
+        if self.delete is not None and (self.add or self.vectors is not None or self.corpus):
+            problems.append("--delete: goes with --output alone, the index")
+        if self.delete is None and (self.vectors is None) == (not self.corpus):
+            problems.append("--vectors or --corpus: --add needs exactly one of the two")
+        return problems
 
     def _source_problems(self) -> list[str]:
         problems = []

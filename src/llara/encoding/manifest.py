@@ -15,7 +15,7 @@ by its path from this folder.
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -207,6 +207,11 @@ def open_terms(folder: Path, shard: Shard) -> Terms:
     return Terms(
         **{part: open_array(shard.path(folder, TERMS[part]), dtype, (size,)) for part, (dtype, size) in shapes.items()}
     )
+
+
+def corpus_digest(entries: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the fingerprint of the rows that the shards of a manifest were made from."""
+    return hashlib.sha256(json_bytes([[entry["end"], entry["source"]] for entry in entries])).hexdigest()
 
 
 def relative_path(target: Path, folder: Path) -> str:

@@ -25,6 +25,7 @@ from llara.encoding.manifest import (
     SPARSE,
     Shard,
     check_shard,
+    corpus_digest,
     read_sealed,
     read_sidecar,
     shard_name,
@@ -279,8 +280,7 @@ class _Writer:
             raise self._nothing_usable(summary.rejected)
         totals = {"documents": summary.documents, "rejected": summary.rejected, "rows": self.entries[-1]["end"]}
         content = {"shards": self.entries, "files": {name: record._asdict() for name, record in files.items()}}
-        corpus = hashlib.sha256(json_bytes([[entry["end"], entry["source"]] for entry in self.entries])).hexdigest()
-        state = {"state": "complete", "corpus": corpus}
+        state = {"state": "complete", "corpus": corpus_digest(self.entries)}
         write_sealed(self.folder / MANIFEST, {**self.job.opening(), **state, **totals, **content})
         return summary
 

@@ -37,7 +37,7 @@ from llara.index.bm25 import check_language, write_bm25
 from llara.index.faiss import TYPES, Shape, write_faiss
 from llara.index.flat import write_flat
 from llara.index.opening import open_index
-from llara.index.parts import PART, covered, cut_shards, read_deleted
+from llara.index.parts import PART, covered, cut_shards, read_deleted, vectors_fingerprint
 from llara.index.sparse import PASSES, write_sparse
 from llara.invocation import shell_line
 from llara.outputs import check_place
@@ -99,13 +99,14 @@ def build_index(config: IndexConfig) -> IndexResult:
         identity |= {name: getattr(config, name) for name in DECIDES.get(config.type, ())}
         finished = claim_output(config.output, identity, "index") and (config.output / MANIFEST).exists()
         remove_leftovers(config.output)
-        source = _open_source(config, vectors, finished)
+        source = open_source(config, vectors, finished)
         if finished:
             return _reuse(config, source)
         return _build(config, source)
 
 
-def _open_source(config: IndexConfig, vectors: Vectors | None, finished: bool) -> Source:
+def open_source(config: IndexConfig, vectors: Vectors | None, finished: bool) -> Source:
+    """Returns what the index is built from; a corpus is stored first, where there is no `finished` index of it."""
     if vectors is not None:
         # Words depend on the corpus alone, so that BM25 stays what it is when another model encodes the same corpus.
         words = config.type == "bm25"
@@ -162,9 +163,11 @@ def _reuse(config: IndexConfig, source: Source) -> IndexResult:
     if manifest.source != source.fingerprint:
         what = f"was built from other documents or vectors than {source.folder} holds now"
         advice = "choose another --output, or delete this folder to start again"
-        if source.vectors and covered(source.vectors, manifest.total, manifest.source):
+        vectors = source.vectors
+        if vectors and covered(source.store.entries, manifest.total, manifest.source, vectors_fingerprint(vectors)):
             what = f"lacks {len(source.store) - manifest.total:,} documents that {source.folder} has got since"
-            advice = shell_line(["index", "--add", "--vectors", source.folder, "--output", config.output])
+            words = ["index", "--add", "--vectors", source.folder, "--output", config.output]
+            advice = f"add them with: {shell_line(words)}"
         raise StorageError(config.output, f"{what}; {advice}")
     if vars(manifest) != vars(manifest) | places(config.output, source, manifest.model_path):
         # the same vectors, or their model, in another place
@@ -221,7 +224,7 @@ def fill(config: IndexConfig, source: Source, folder: Path) -> Manifest:
     )
 
 
-def fill_part(config: IndexConfig, source: Source, output: Path, number: int) -> dict[str, Any]:
+def fill_part(config: IndexConfig, source: Source, output: Path, number: int) -> Mapping[str, Any]:
     """Makes a part in a folder of its own, or finds it made; returns how the index folder's manifest names it."""
     folder = output / PART.format(number)
     manifest = _finished_part(folder, source)

@@ -5,7 +5,7 @@ scores depend on nothing but query and document, and the best of the parts' best
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,15 +127,26 @@ def part_of(vectors: Vectors, first: int, last: int) -> Vectors:
     return Vectors(vectors.folder, {**vectors.manifest, **counts, "shards": entries})
 
 
-def covered(vectors: Vectors, documents: int, source: str) -> int | None:
-    """Returns how many shards of a vectors folder an index was built from, that holds so many documents.
+def vectors_fingerprint(vectors: Vectors) -> Callable[[Sequence[Mapping[str, Any]]], str]:
+    """Returns what tells the fingerprint that a vectors folder had when it held only some of its shards."""
+    return lambda entries: Vectors(vectors.folder, {**vectors.manifest, "shards": list(entries)}).fingerprint
 
-    None where they are not the first ones of this folder: it has changed since, or is another.
+
+def covered(
+    entries: Sequence[Mapping[str, Any]],
+    documents: int,
+    source: str,
+    fingerprint: Callable[[Sequence[Mapping[str, Any]]], str],
+) -> int | None:
+    """Returns how many of a folder's shards an index was built from, that holds so many documents.
+
+    None where they are not the first ones: the folder has changed since, or is another. `fingerprint` is that of the
+    folder with only some of its shards.
     """
     total = 0
-    for number, entry in enumerate(vectors.manifest["shards"], 1):
+    for number, entry in enumerate(entries, 1):
         total += entry["documents"]
-        if total == documents and part_of(vectors, 0, number).fingerprint == source:
+        if total == documents and fingerprint(entries[:number]) == source:
             return number
         if total > documents:
             break
@@ -165,6 +176,11 @@ def same_documents(first: tuple[Path, Index[Any]], second: tuple[Path, Index[Any
         return "their ids, or the order of them, differ"
     deleted = [_all_deleted(folder, index.manifest) for folder, index in zip(folders, indexes, strict=True)]
     return "" if np.array_equal(*deleted) else f"{len(deleted[1]):,} of them deleted against {len(deleted[0]):,}"
+
+
+def id_lines(folder: Path, manifest: Manifest) -> Iterator[bytes]:
+    """Yields the ids of an index, those of its parts after its own, each with its line break."""
+    return _lines(list(_id_files(folder, manifest)))
 
 
 def _id_files(folder: Path, manifest: Manifest) -> Iterator[tuple[Path, FileRecord]]:
