@@ -14,6 +14,7 @@ from llara.encoding.shards import Vectors
 from llara.errors import LlaraError, StorageError
 from llara.files import confined, read_bytes, read_json
 from llara.index.base import Manifest
+from llara.index.opening import open_index
 from llara.records import Document
 from llara.terms import Terms
 
@@ -91,12 +92,19 @@ def _verify_corpus(path: Path) -> VerifyReport:
 
 
 def _verify_index(path: Path) -> VerifyReport:
-    content = Manifest.read(path, verify=True)
+    open_index(path, verify=True)  # whether its parts are those that it was made with, and what was deleted
+    return _report(path, "index", _index_files(path), "")
+
+
+def _index_files(path: Path) -> list[Path]:
+    content = Manifest.read(path)
     files = [path / corpus.MANIFEST, *(confined(path, name) for name in content.files)]
     documents = path / content.documents
     if documents.parent == path:  # a store of its own; that of a vectors folder is verified there
         files += _corpus_files(documents, corpus.read_manifest(documents))
-    return _report(path, "index", files, "")
+    for part in content.parts:
+        files += _index_files(path / part["folder"])
+    return files
 
 
 def _corpus_files(path: Path, content: dict[str, Any]) -> list[Path]:
