@@ -42,7 +42,6 @@ from llara.files import (
     disk_errors,
     foreign_folder,
     is_unclaimed,
-    json_bytes,
     refuse_differences,
     remove_leftovers,
     write_atomic,

@@ -38,6 +38,7 @@ from llara.index.faiss import TYPES, Shape, write_faiss
 from llara.index.flat import write_flat
 from llara.index.opening import open_index
 from llara.index.parts import PART, covered, cut_shards, read_deleted, vectors_fingerprint
+from llara.index.passages import write_passages
 from llara.index.sparse import PASSES, write_sparse
 from llara.invocation import shell_line
 from llara.outputs import check_place
@@ -201,8 +202,9 @@ def cut(config: IndexConfig, source: Source) -> list[Source]:
     """Returns what goes into each part of an index: all into one where the type needs no memory for it."""
     if source.vectors is None or config.type not in TYPES:
         return [source]
-    shape = Shape.of(config, len(source.store), source.vectors.dim)
-    size = config.part_size or max(1, MEMORY // shape.bytes_per_vector)
+    rows = source.vectors.count_rows()
+    shape = Shape.of(config, rows, source.vectors.dim)
+    size = config.part_size or max(1, MEMORY // shape.bytes_per_vector * len(source.store) // rows)
     return [
         source._replace(store=part.documents, vectors=part, fingerprint=part.fingerprint)
         for part in cut_shards(source.vectors, size)
@@ -212,6 +214,8 @@ def cut(config: IndexConfig, source: Source) -> list[Source]:
 def fill(config: IndexConfig, source: Source, folder: Path) -> Manifest:
     """Writes the files of one part; returns its manifest, which is still to be published."""
     files = write_ids(folder, _ids(source.store))
+    if source.vectors is not None and source.vectors.cut:
+        files |= write_passages(folder, source.vectors)
     made, settings = _write(config, source, folder)
     return Manifest(
         type=config.type,
@@ -249,10 +253,11 @@ def _finished_part(folder: Path, source: Source) -> Manifest | None:
 
 def _write(config: IndexConfig, source: Source, folder: Path) -> tuple[dict[str, FileRecord], dict[str, Any]]:
     """Writes the files of the type; returns their records and the settings."""
-    vectors, count = source.vectors, len(source.store)
+    vectors = source.vectors
     if vectors is not None and config.type == "sparse":
         return write_sparse(folder, _Passes(vectors), vectors.sparse_settings()["vocabulary"])
-    with progress.Progress("index", count, "documents") as shown:
+    count = len(source.store) if vectors is None else vectors.count_rows()
+    with progress.Progress("index", count, _unit(vectors)) as shown:
         if vectors is not None and config.type in TYPES:
             shape = Shape.of(config, count, vectors.dim)
             return write_faiss(folder, vectors.shards(), count, vectors.identity["vector_dtype"], shape, shown)
@@ -270,8 +275,13 @@ class _Passes:
 
     def __call__(self) -> Iterator[Terms]:
         self.number += 1
-        with progress.Progress(f"index, pass {self.number} of {PASSES}", len(self.vectors), "documents") as shown:
+        label, count = f"index, pass {self.number} of {PASSES}", self.vectors.count_rows()
+        with progress.Progress(label, count, _unit(self.vectors)) as shown:
             yield from _shards(self.vectors.terms(), shown)
+
+
+def _unit(vectors: Vectors | None) -> str:
+    return "passages" if vectors is not None and vectors.cut else "documents"
 
 
 def _model_path(source: Source, output: Path) -> str:

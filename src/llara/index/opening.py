@@ -1,14 +1,16 @@
 """Opens an index folder, whatever its type, with its parts and without its deleted documents."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from llara.errors import StorageError
-from llara.index.base import Index, Manifest
+from llara.index.base import Ids, Index, Manifest, StoredIds
 from llara.index.bm25 import Bm25Index
 from llara.index.faiss import TYPES, Effort, FaissIndex
 from llara.index.flat import FlatIndex
 from llara.index.parts import PartedIndex
+from llara.index.passages import PassageIds, PassageIndex, open_documents
 from llara.index.sparse import SparseIndex
 
 AnyIndex = Index[Any]
@@ -32,12 +34,22 @@ def open_index(folder: Path, *, verify: bool = False, effort: Effort | None = No
 
 
 def _open_one(folder: Path, manifest: Manifest, effort: Effort | None) -> AnyIndex:
+    documents = open_documents(folder, manifest)
+    if documents is None:
+        return _open_type(folder, manifest, effort, None)
+    ids = PassageIds(StoredIds(folder, manifest.count), documents)
+    inner = _open_type(folder, replace(manifest, count=len(documents)), effort, ids)
+    return PassageIndex(folder, manifest, inner, documents)
+
+
+def _open_type(folder: Path, manifest: Manifest, effort: Effort | None, ids: Ids | None) -> AnyIndex:
+    """Opens the files of a type; `ids` name what its vectors are of, where they are not documents."""
     if manifest.type in TYPES:
-        return FaissIndex(folder, manifest, effort)
+        return FaissIndex(folder, manifest, effort, ids)
     if manifest.type == "flat":
-        return FlatIndex(folder, manifest)
+        return FlatIndex(folder, manifest, ids)
     if manifest.type == "sparse":
-        return SparseIndex(folder, manifest)
+        return SparseIndex(folder, manifest, ids)
     if manifest.type == "bm25":
         return Bm25Index(folder, manifest)
     raise StorageError(folder, f"is an index of type {manifest.type!r}, which this version does not know")
