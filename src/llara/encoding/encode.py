@@ -11,6 +11,7 @@ from llara.encoding.numbers import Encode, Encoded
 from llara.encoding.passages import Cutter
 from llara.encoding.shards import write_vectors
 from llara.files import foreign_folder, is_unclaimed
+from llara.hardware import keep_freed_memory
 from llara.outputs import check_place
 from llara.progress import Progress
 from llara.records import Document
@@ -59,7 +60,8 @@ def encode(config: EncodeConfig) -> EncodeResult:
         identity[SPARSE] = retriever.sparse_identity(term_options(config))
     if config.long == "cut":
         identity[CUT] = {"overlap": config.overlap}
-    with Progress("encode", total, "documents" if config.long == "cut" else "passages") as progress:
+    unit = "documents" if config.long == "cut" else "passages"
+    with keep_freed_memory(), Progress("encode", total, unit) as progress:
         summary = write_vectors(
             config.output,
             read_rows(config.corpus),

@@ -3,6 +3,7 @@
     manifest.json          identity, later the shards; published first (state "encoding") and last ("complete")
     shard-00000.json       rows, counts, rejected rows, size and SHA-256 of the shard's files; published after them
     shard-00000.npy        vectors [documents, dim], or [passages, dim]; absent where only documents are stored
+    shard-00000.scales.npy what int8 vectors are multiplied by
     shard-00000.passages.npy   where long documents were cut: which document each vector is of, and which part of it
     shard-00000.terms...   sparse vectors, where they were asked for; see `llara.encoding.numbers`
     shard-00000.ids ...    the document store, see `llara.encoding.documents`
@@ -30,6 +31,7 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 REJECTED = "rejected.jsonl"
 VECTORS = "npy"
+SCALES = "scales.npy"
 TERMS = {"starts": "terms.starts.npy", "ids": "terms.ids.npy", "weights": "terms.weights.npy"}
 PASSAGES = (
     "passages.npy"  # int64 [passages, 3]: document of the shard, and the characters where the passage starts and stops
@@ -156,7 +158,7 @@ def check_folder(folder: Path, manifest: Mapping[str, Any], *, full: bool) -> It
         yield from damage
         if VECTORS in shard.files and not damage:
             try:
-                open_vectors(folder, manifest, entry)
+                _open_stored(folder, manifest, entry)
                 if CUT in manifest["identity"]:
                     open_passages(folder, shard)
                 if SPARSE in manifest["identity"]:
@@ -166,11 +168,22 @@ def check_folder(folder: Path, manifest: Mapping[str, Any], *, full: bool) -> It
 
 
 def open_vectors(folder: Path, manifest: Mapping[str, Any], entry: Mapping[str, Any]) -> Array:
-    """Returns the vectors of a shard that the manifest lists, [rows, dim], memory-mapped and read-only."""
+    """Returns the vectors of a shard that the manifest lists, [rows, dim], read-only.
+
+    float32 and float16 are memory-mapped; int8 ones are float32 in memory, each multiplied by its scale.
+    """
+    vectors, scales = _open_stored(folder, manifest, entry)
+    return vectors if scales is None else np.multiply(vectors, scales[:, None], dtype=np.float32)
+
+
+def _open_stored(folder: Path, manifest: Mapping[str, Any], entry: Mapping[str, Any]) -> tuple[Array, Array | None]:
+    """Returns the vectors of a shard as they are stored, and the scales of int8 ones, both memory-mapped."""
     identity = manifest["identity"]
-    path = confined(folder, f"{entry['name']}.{VECTORS}")
+    kind = identity["vector_dtype"]
     count = count_rows(open_sidecar(folder, entry)) if CUT in identity else entry["documents"]
-    return open_array(path, identity["vector_dtype"], (count, identity["dim"]))
+    vectors = open_array(confined(folder, f"{entry['name']}.{VECTORS}"), kind, (count, identity["dim"]))
+    path = confined(folder, f"{entry['name']}.{SCALES}")
+    return vectors, open_array(path, "float32", (count,)) if kind == "int8" else None
 
 
 def count_rows(shard: Shard) -> int:
