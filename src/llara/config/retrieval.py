@@ -24,8 +24,13 @@ class EncodeConfig(ModelConfig):
     """Input rows per shard."""
     passage_length: int | None = None
     """Tokens of a passage, prompt included; default: what the model folder says."""
-    vector_dtype: Literal["float32", "float16"] = "float32"
-    """Type of the vectors on disk."""
+    long: Literal["truncate", "cut"] = "truncate"
+    """A document of more tokens. truncate: its beginning is encoded; cut: it becomes several passages that end with
+    sentences, each with the title and a vector of its own, and a search counts a document's best passage."""
+    overlap: int = 0
+    """cut: tokens that a passage repeats of the one before, at most."""
+    vector_dtype: Literal["float32", "float16", "int8"] = "float32"
+    """Type of the vectors on disk; int8: rounded, each with a scale of its own, a quarter of the space."""
     sparse: bool = False
     """Also store sparse vectors, read off the same forward pass: the tokens that the LM head finds likeliest at the
     slots of a passage."""
@@ -43,6 +48,8 @@ class EncodeConfig(ModelConfig):
             *([] if self.model else ["--model: is required (a folder, a hub id, or mini)"]),
             *([] if self.corpus else ["--corpus: is required"]),
             *self._at_least(1, "token_budget", "shard_size", "passage_length", "sparse_top_k"),
+            *self._at_least(0, "overlap"),
+            *self._only_with(self.long == "cut", "--long cut", "overlap"),
             *self._sparse_problems(),
         ]
 
@@ -209,6 +216,7 @@ class RerankConfig(ModelConfig):
         return [
             *super().problems(),
             *([] if self.model else ["--model: is required (a reranker's folder or hub id)"]),
+            *([] if self.backend == "torch" else [f"--backend: {self.backend} runs retrievers; rerank takes torch"]),
             *self._at_least(1, "depth", "top_k", "query_length", "length", "token_budget"),
             *self._within(0, 1, "first_stage_weight"),
             *pair_length_problems(self.query_length, self.length),
