@@ -36,6 +36,7 @@ from llara.index.base import DOCUMENTS, MANIFEST, Manifest, write_ids
 from llara.index.bm25 import check_language, write_bm25
 from llara.index.faiss import TYPES, Shape, write_faiss
 from llara.index.flat import write_flat
+from llara.index.milvus import choose_place, write_milvus
 from llara.index.opening import open_index
 from llara.index.parts import PART, covered, cut_shards, read_deleted, vectors_fingerprint
 from llara.index.passages import write_passages
@@ -52,6 +53,7 @@ DECIDES = {
     "hnsw": ("hnsw_m", "ef_construction", "part_size", "seed"),
     "ivfpq": ("nlist", "pq_m", "pq_bits", "part_size", "seed"),
     "rabitq": ("nlist", "rabitq_bits", "part_size", "seed"),
+    "milvus": ("uri", "collection", "milvus_index"),
 }
 
 
@@ -75,6 +77,8 @@ class Source(NamedTuple):
     vectors: Vectors | None
     fingerprint: str
     rejected: int
+    start: int = 0
+    """Documents of the index that come before."""
 
 
 def build_index(config: IndexConfig) -> IndexResult:
@@ -91,6 +95,9 @@ def build_index(config: IndexConfig) -> IndexResult:
         check_language(config.language)
     # What can be found wrong with the input must be found before the output folder is claimed.
     vectors = Vectors.open(config.vectors, config.verify) if config.vectors else None
+    if vectors is not None and vectors.cut and config.type == "milvus":
+        advice = "take another --type, or encode the corpus with --long truncate"
+        raise StorageError(vectors.folder, f"holds several passages of a document, --type milvus takes one; {advice}")
     if vectors is not None and config.type == "sparse":
         vectors.sparse_settings()
     next(read_rows(config.corpus) if config.corpus else iter(()), None)
@@ -261,10 +268,20 @@ def _write(config: IndexConfig, source: Source, folder: Path) -> tuple[dict[str,
         if vectors is not None and config.type in TYPES:
             shape = Shape.of(config, count, vectors.dim)
             return write_faiss(folder, vectors.shards(), count, vectors.identity["vector_dtype"], shape, shown)
+        if vectors is not None and config.type == "milvus":
+            place = _milvus_place(config, source)
+            shards = vectors.shards()
+            return {}, write_milvus(config.output, shards, place, vectors.dim, source.start, shown)
         if vectors is not None:
             return write_flat(folder, _shards(vectors.shards(), shown), count, vectors.dim)
         documents = (_counted(each, shown) for each in source.store.iter_documents())
         return write_bm25(folder, documents, config.k1, config.b, config.language)
+
+
+def _milvus_place(config: IndexConfig, source: Source) -> dict[str, Any]:
+    if source.start:  # added to what is there
+        return dict(Manifest.read(config.output).settings)
+    return choose_place(config.output, config.uri, config.collection, config.milvus_index, source.fingerprint)
 
 
 class _Passes:

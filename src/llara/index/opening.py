@@ -9,7 +9,8 @@ from llara.index.base import Ids, Index, Manifest, StoredIds
 from llara.index.bm25 import Bm25Index
 from llara.index.faiss import TYPES, Effort, FaissIndex
 from llara.index.flat import FlatIndex
-from llara.index.parts import PartedIndex
+from llara.index.milvus import MilvusIndex
+from llara.index.parts import JoinedIds, PartedIndex
 from llara.index.passages import PassageIds, PassageIndex, open_documents
 from llara.index.sparse import SparseIndex
 
@@ -26,6 +27,8 @@ def open_index(folder: Path, *, verify: bool = False, effort: Effort | None = No
         StorageError: A folder, or a part of it, that is missing, damaged, or no index.
     """
     manifest = Manifest.read(folder, verify=verify)
+    if manifest.type == "milvus":
+        return _open_milvus(folder, manifest, verify=verify)
     own = [_open_one(folder, manifest, effort)] if manifest.count else []
     if own and not manifest.parts and not manifest.deleted:
         return own[0]
@@ -55,10 +58,25 @@ def _open_type(folder: Path, manifest: Manifest, effort: Effort | None, ids: Ids
     raise StorageError(folder, f"is an index of type {manifest.type!r}, which this version does not know")
 
 
+def _open_milvus(folder: Path, manifest: Manifest, *, verify: bool) -> AnyIndex:
+    """One collection holds all vectors; the parts of the folder hold the ids of documents that were added."""
+    ids: list[Ids] = [StoredIds(folder, manifest.count)]
+    for part in manifest.parts:
+        place = folder / str(part["folder"])
+        added = Manifest.read(place, verify=verify)
+        _check_part(folder, manifest, part, added, added.count)
+        ids.append(StoredIds(place, added.count))
+    return MilvusIndex(folder, manifest, JoinedIds(ids))
+
+
 def _open_part(folder: Path, whole: Manifest, part: Any, *, verify: bool, effort: Effort | None) -> AnyIndex:
     place = folder / str(part["folder"])
     opened = open_index(place, verify=verify, effort=effort)
-    manifest = opened.manifest
-    if manifest.digest != part["digest"] or manifest.type != whole.type or len(opened) != part["count"]:
-        raise StorageError(place, f"is not the part that {folder} was made with; build that index again")
+    _check_part(folder, whole, part, opened.manifest, len(opened))
     return opened
+
+
+def _check_part(folder: Path, whole: Manifest, part: Any, found: Manifest, count: int) -> None:
+    if (found.digest, found.type, count) != (part["digest"], whole.type, part["count"]):
+        place = folder / str(part["folder"])
+        raise StorageError(place, f"is not the part that {folder} was made with; build that index again")
