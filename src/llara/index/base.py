@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from llara.encoding.manifest import FORMAT, check_folder, read_manifest, read_se
 from llara.encoding.manifest import MANIFEST as MANIFEST
 from llara.errors import StorageError
 from llara.files import FileRecord, check_file, confined, read_json, write_atomic
+from llara.terms import Terms
 
 KIND = "index"
 DOCUMENTS = "documents"  # the document store, where the index was built from a corpus
@@ -55,6 +56,15 @@ class Index(Protocol[Queries]):
         ...
 
     def __len__(self) -> int: ...
+
+
+@runtime_checkable
+class Keeps(Protocol):
+    """An index that can give back the vectors it was built from, unchanged, so that they can be verified."""
+
+    def stored(self, positions: Positions) -> Floats | Terms:
+        """Returns what it holds of documents at rising positions: float32 [n, dim], or their terms."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -89,9 +89,14 @@ def build_index(config: IndexConfig) -> IndexResult:
 def open_index(folder: Path, *, verify: bool = False) -> AnyIndex:
     """Opens an index folder, memory-mapped, after checking the sizes of its files; with `verify` their SHA-256 too.
 
+    The documents of an index that was built from a corpus lie in its folder, and are checked with it.
+
     StorageError for a folder that is missing, damaged, or no index.
     """
     manifest = Manifest.read(folder, verify=verify)
+    if manifest.documents == DOCUMENTS:
+        for error in check_folder(folder / DOCUMENTS, read_manifest(folder / DOCUMENTS), full=False):
+            raise error
     if manifest.type == "flat":
         return FlatIndex(folder, manifest)
     if manifest.type == "sparse":
