@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import common.checkout  # noqa: F401 - the next imports need it
+from common.checkout import scratch
 
 from tests.children import preload, run
 from tests.damage import KINDS, Kind, bit_flips, complaint, cut_offsets, files_of, flipped, make_sources
@@ -61,7 +61,7 @@ def attempt(path: Path, content: bytes, read: Callable[[], None], seen: dict[str
 def measure(name: str, cuts: int, flips: int) -> dict[str, int]:
     """Tries all files of a kind of folder; prints a line for each, and returns the sums."""
     kind, total = KINDS[name], {"files": 0, **NOTHING}
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as made:
+    with tempfile.TemporaryDirectory(dir=scratch()) as made:
         folder = kind.make(make_sources(Path(made)))
         kind.read(folder, True)
         kind.verify(folder)
@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--flips", type=int, default=1000)
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
     options = parser.parse_args()
-    preload(("llara.index.build", "llara.verify", "scipy.sparse", "bm25s"))
+    preload("llara.index.build", "llara.verify", "faiss", "bm25s", "scipy.sparse")
     totals = {name: measure(name, options.cuts, options.flips) for name in options.kinds}
     for name, total in totals.items():
         print(f"{name}: " + ", ".join(f"{number:,} {what}" for what, number in total.items()))

@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import common.checkout  # noqa: F401 - the next imports need it
+from common.checkout import scratch
 from common.tiny_job import SHARDS, encode, prepare, undisturbed
 
 from tests.children import Child, preload, run
@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=7)
     options = parser.parse_args()
     preload()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=scratch()) as folder:
         by_step, steps = kill_at_steps(Path(folder) / "steps", options.repeats, options.seed)
         (Path(folder) / "moments").mkdir()
         by_moment = kill_at_moments(Path(folder) / "moments", options.moments, options.seed)

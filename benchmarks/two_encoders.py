@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import common.checkout  # noqa: F401 - the next imports need it
+from common.checkout import scratch
 from common.tiny_job import encode, prepare, undisturbed
 
 from llara.model import EmbeddingModel
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--races", type=int, default=50)
     races = parser.parse_args().races
     preload()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=scratch()) as folder:
         root = prepare(Path(folder))
         expected = undisturbed(root)
         faults = [fault for number in range(races) if (fault := one_race(root, number, expected))]

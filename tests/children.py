@@ -10,10 +10,16 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, NamedTuple
 
+# transformers imports most of itself when a model is loaded.
+ENCODE = (
+    *("llara.cli.parse", "llara.cli.show", "llara.retriever", "llara.encoding.encode", "safetensors.torch"),
+    *("transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama"),
+    *("transformers.models.auto.tokenization_auto", "transformers.generation"),
+)
 FAULT = 70  # exit code of a job that raised
 
 
@@ -86,12 +92,15 @@ def command(*words: object) -> Callable[[], int]:
     return job
 
 
-def preload(modules: Sequence[str] = ("llara.cli.parse", "llara.retriever", "llara.encoding.encode")) -> None:
-    """Imports what children need, so that it is done once; one thread, since threads do not survive a fork."""
+def preload(*more: str) -> None:
+    """Imports what `llara encode` needs, and more modules, so that it is done once for all children.
+
+    One thread, since threads do not survive a fork.
+    """
     import importlib
 
     import torch
 
     torch.set_num_threads(1)
-    for module in modules:
+    for module in (*ENCODE, *more):
         importlib.import_module(module)

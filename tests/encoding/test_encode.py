@@ -11,6 +11,7 @@ from llara.config import EncodeConfig
 from llara.encoding.encode import encode
 from llara.encoding.shards import Vectors
 from llara.errors import ConfigError, DataError, StorageError
+from llara.files import FolderLock
 from tests.encoding.helpers import FakeRetriever, corpus_lines, tree, write_corpus
 
 
@@ -112,4 +113,14 @@ def test_faults_are_found_before_a_model_is_loaded(
     (config.output / "thesis.tex").write_text("precious")
     with pytest.raises(StorageError, match="was not made by llara"):
         encode(config)
+    (config.output / "thesis.tex").unlink()
+    with FolderLock(config.output), pytest.raises(StorageError, match="is being written by process"):
+        encode(config)
     assert retriever.loaded == {}
+
+
+def test_a_lock_that_a_killed_encoder_left_is_in_nobodys_way(config: EncodeConfig, retriever: FakeRetriever) -> None:
+    config.output.mkdir()
+    (config.output / ".lock").write_text("process 999999 on another machine")
+    assert encode(config).documents == 24
+    assert not (config.output / ".lock").exists()
