@@ -91,10 +91,12 @@ class Kind(NamedTuple):
 
 
 def make_sources(folder: Path) -> Path:
-    """Makes a corpus with a bad row, and its vectors with sparse ones; every kind of folder can be made of these."""
+    """Makes a corpus with two bad rows, and its vectors with sparse ones; every kind of folder can be made of these."""
     rows = corpus_lines(ROWS)
-    rows[3] = b"bad"
-    run_sparse(write_corpus(folder / "corpus.jsonl", rows), folder / "vectors", SHARD_SIZE)
+    rows[3], rows[50] = b"bad", rows[49]
+    config = "".join(f"setting_{number} = {number}\n" for number in range(60)).encode()
+    corpus = write_corpus(folder / "corpus.jsonl", rows)
+    run_sparse(corpus, folder / "vectors", SHARD_SIZE, extras={"config.toml": config})
     return folder
 
 

@@ -148,8 +148,11 @@ class Ids:
             raise StorageError(self._path, f"is damaged: the id of document {position} is not UTF-8") from error
 
 
-def write_ids(folder: Path, ids: Iterable[str]) -> dict[str, FileRecord]:
-    """Writes the document ids in the order of their positions; returns the records of the two files."""
+def write_ids(folder: Path, ids: Iterable[str], size: int | None = None) -> dict[str, FileRecord]:
+    """Writes the document ids in the order of their positions; returns the records of the two files.
+
+    `size` is what their lines come to in bytes where that is known: that much space is reserved first.
+    """
     offsets = array("q", [0])
 
     def lines() -> Iterator[bytes]:
@@ -158,7 +161,7 @@ def write_ids(folder: Path, ids: Iterable[str]) -> dict[str, FileRecord]:
             offsets.append(offsets[-1] + len(line))
             yield line
 
-    text = write_atomic(folder / IDS, lines())
+    text = write_atomic(folder / IDS, lines(), size)
     return {IDS: text, OFFSETS: write_array(folder / OFFSETS, np.array(offsets, np.int64))}
 
 

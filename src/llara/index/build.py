@@ -175,7 +175,7 @@ def _reuse(config: IndexConfig, source: _Source) -> IndexResult:
 
 def _build(config: IndexConfig, source: _Source) -> IndexResult:
     output, count = config.output, len(source.store)
-    files = write_ids(output, _ids(source.store))
+    files = write_ids(output, _ids(source.store), source.store.ids_bytes())
     made, settings = _write(config, source)
     files |= made
     files[CONFIG] = write_atomic(output / CONFIG, to_toml(config).encode())
