@@ -1,12 +1,12 @@
 """Peak memory of `llara encode` on a hundred thousand short passages, and on a million.
 
-    python benchmarks/encode_memory.py [--passages 100000] [--runs 1]
+    python benchmarks/encode_memory.py [--passages 100000] [--runs 1] [--tiny]
 
 The command runs in a process of its own, with the check for duplicate ids and with one duplicate in a thousand rows.
 A stand-in gives vectors of dimension 256 at once where a model would: what is measured is everything else, from reading
-the corpus to publishing its shards. `--model DIR` measures with a model, which takes as long as it takes. The figure is
-the peak resident memory of the process, libraries included; beside it what that is above the memory with the libraries
-loaded. Needs Linux. The last line is one JSON object.
+the corpus to publishing its shards. With `--tiny` a tiny random model encodes, which takes some times as long. The
+figure is the peak resident memory of the process, libraries included; beside it what that is above the memory with the
+libraries loaded. Needs Linux. The last line is one JSON object.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import common.checkout  # noqa: F401 - the next imports need it
 from common import stand_in
+from common.tiny_job import save_tiny
 
 from tests.children import command, preload, run
 
@@ -52,9 +53,10 @@ def measured(encode: Callable[[], int]) -> Callable[[], int]:
     return job
 
 
-def measure(folder: Path, passages: int, model: str | None) -> dict[str, float]:
+def measure(folder: Path, passages: int, tiny: bool) -> dict[str, float]:
     words = ["--corpus", f"{passages}.jsonl", "--output", "vectors"]
-    encode = command("encode", "--model", model, *words, "--json") if model else stand_in.encode(*words)
+    model = ["--model", folder / "model", "--offline", "--device", "cpu"]
+    encode = command("encode", *model, *words, "--json") if tiny else stand_in.encode(*words)
     with tempfile.TemporaryDirectory(dir=folder) as work:
         (Path(work) / f"{passages}.jsonl").symlink_to(folder / f"{passages}.jsonl")
         ended = run(measured(encode), Path(work))
@@ -68,17 +70,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--passages", type=int, default=100_000)
     parser.add_argument("--runs", type=int, default=1)
-    parser.add_argument("--model", default=None)
+    parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
     preload()
     sizes = (options.passages, 10 * options.passages)
     found: dict[int, list[dict[str, float]]] = {size: [] for size in sizes}
     with tempfile.TemporaryDirectory() as folder:
+        save_tiny(Path(folder) / "model")
         for size in sizes:
             write_corpus(Path(folder) / f"{size}.jsonl", size)
         for _ in range(options.runs):
             for size in sizes:
-                found[size].append(measure(Path(folder), size, options.model))
+                found[size].append(measure(Path(folder), size, options.tiny))
     figures: dict[str, float] = {}
     for size, runs in found.items():
         peak, added = (statistics.median(each[name] for each in runs) / 2**20 for name in ("peak", "added"))

@@ -15,10 +15,14 @@ def prepare(root: Path) -> Path:
     rows = corpus_lines(SHARDS * SHARD_SIZE)
     rows[5], rows[40], rows[100] = b"{broken", rows[3], b""
     write_corpus(root / "corpus.jsonl", rows)
-    # Making a model draws random numbers with torch, which would start threads in a process that forks.
-    ended = run(lambda: save_base(root / "model") and None)
-    assert ended.status == 0, ended.err
+    save_tiny(root / "model")
     return root
+
+
+def save_tiny(folder: Path) -> None:
+    """Makes a tiny random model, in a child: drawing random numbers would start threads in a process that forks."""
+    ended = run(lambda: save_base(folder) and None)
+    assert ended.status == 0, ended.err
 
 
 def encode(output: str, *more: object) -> Callable[[], int]:
