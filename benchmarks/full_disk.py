@@ -107,12 +107,10 @@ def main() -> None:
     figures = {
         f"{name.replace(' ', '_')}_{what}": value for name, each in found.items() for what, value in each.items()
     }
-    met = all(
-        each["sizes"] >= min(20, each["least_pages"] - 1)
-        and each["largest"] == each["least_pages"] - 1
-        and not each["faults"]
-        for each in found.values()
-    )
+    # A small index fits on fewer than 20 pages; then each size below is tried.
+    enough = all(each["sizes"] >= min(20, each["largest"]) for each in found.values())
+    short = all(each["largest"] == each["least_pages"] - 1 for each in found.values())
+    met = enough and short and not any(each["faults"] for each in found.values())
     target = {"sizes": 20, "faults": 0}
     print(json.dumps({"name": "full_disk", "figures": figures, "target": target, "met": met if found else None}))
 

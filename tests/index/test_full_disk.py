@@ -1,4 +1,4 @@
-"""A full disk while an index is built, of any type: an error with path and space, and the same bytes once there is room."""
+"""A full disk while an index of any type is built: an error with path and space, and the same bytes with room."""
 
 from collections.abc import Iterator
 from pathlib import Path
