@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.damage import bit_flips, complaint, cut_offsets, flipped
-from tests.encoding.small_disk import least_pages, names_path_and_space, sizes_below
+from tests.encoding.small_disk import SmallDisk, least_pages, names_path_and_space, sizes_below
 
 
 @pytest.mark.parametrize("size", [1, 40, 511, 512, 513, 900, 913, 50_000])
@@ -48,3 +48,11 @@ def test_a_message_about_a_full_disk_has_path_and_space() -> None:
     assert names_path_and_space("/disk/x: it needs about 60 bytes per document, 12 bytes are free", Path("/disk"))
     assert not names_path_and_space(f"/other/x: {said}", Path("/disk"))
     assert not names_path_and_space("/disk/x: needs more space, 0 are free", Path("/disk"))
+
+
+def test_where_no_disk_can_be_mounted_the_reason_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert SmallDisk(tmp_path).why_not.startswith("a tmpfs cannot be mounted here: [Errno 2]")
+    (tmp_path / "mount").write_text("#!/bin/sh\necho 'mount: permission denied' >&2\nexit 1\n")
+    (tmp_path / "mount").chmod(0o755)
+    assert SmallDisk(tmp_path).why_not == "a tmpfs cannot be mounted here: mount: permission denied"
