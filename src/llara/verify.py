@@ -22,9 +22,8 @@ if TYPE_CHECKING:
 
 SAMPLE = 16  # vectors that are computed again
 SHOWN = 5  # damaged files that the message names
-# Largest difference of a unit vector's component, by the type of the weights and that on disk: other batches, other
-# thread counts and other machines round differently.
-TOLERANCE = {"float32": 2e-4, "float64": 2e-4, "float16": 1e-2, "bfloat16": 5e-2}
+# Largest difference of a unit vector's component that its type on disk makes.
+VECTOR_TOLERANCE = {"float32": 2e-4, "float16": 1e-2, "int8": 1e-2}
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ def _recompute(vectors: Vectors) -> str:
     if not model or settings.get("trust_remote_code"):
         return "no vector was computed again: the folder names no model that may be run"
     try:
-        known = ("template", "bos", "dtype")
+        known = ("template", "bos", "dtype", "backend")
         retriever = Retriever.load(model, offline=True, **{name: settings[name] for name in known if name in settings})
     except LlaraError as error:
         return f"no vector was computed again, its model does not open: {error}"
@@ -136,6 +135,7 @@ def _compare(vectors: Vectors, retriever: "Retriever", model: str) -> str:
     import numpy as np
 
     from llara.lexical import TermOptions
+    from llara.model import DTYPE_TOLERANCE
 
     positions = np.unique(np.linspace(0, len(vectors) - 1, SAMPLE).astype(int)).tolist()
     documents = [vectors.documents.get(position) for position in positions]
@@ -146,11 +146,11 @@ def _compare(vectors: Vectors, retriever: "Retriever", model: str) -> str:
         again, terms = retriever.encode_passages_with_terms(texts, titles, options, max_length=length)
         rows = zip(_rows(vectors.terms(), positions), range(len(positions)), strict=True)
         apart = [terms_apart(was.of(0), terms.of(row), options.top_k) for was, row in rows]
-        _refuse_apart(vectors, documents, "sparse vector", apart, TOLERANCE[vectors.identity["dtype"]], model)
+        _refuse_apart(vectors, documents, "sparse vector", apart, DTYPE_TOLERANCE[vectors.identity["dtype"]], model)
     else:
         again = retriever.encode_passages(texts, titles=titles, max_length=length)
     stored = np.array(_rows(vectors.shards(), positions), np.float32).reshape(len(positions), -1)
-    allowed = max(TOLERANCE[vectors.identity[name]] for name in ("dtype", "vector_dtype"))
+    allowed = max(DTYPE_TOLERANCE[vectors.identity["dtype"]], VECTOR_TOLERANCE[vectors.identity["vector_dtype"]])
     _refuse_apart(vectors, documents, "vector", np.abs(stored - again).max(axis=1).tolist(), allowed, model)
     return f"{len(positions)} vectors {'and sparse vectors ' if sparse else ''}computed again, all the same"
 
