@@ -26,7 +26,20 @@ LAYERS = (
         *("files", "outputs", "progress", "invocation", "hardware"),
         *("templates", "contract", "published", "pairs", "batching", "terms", "data"),
     ),
-    ("masks", "losses", "pooling", "model", "lexical", "projection", "parity", "kinds", "agreement", "loading"),
+    (
+        "masks",
+        "losses",
+        "pooling",
+        "model",
+        "lexical",
+        "projection",
+        "parity",
+        "kinds",
+        "agreement",
+        "int8",
+        "backends",
+        "loading",
+    ),
     (
         *(
             "retriever",

@@ -24,6 +24,7 @@ from llara.encoding.manifest import MANIFEST, read_manifest
 from llara.encoding.texts import open_texts
 from llara.errors import ConfigError, DataError, ModelError, StorageError
 from llara.files import (
+from llara.hardware import keep_freed_memory
     IDENTITY,
     LOCK,
     FolderLock,
@@ -190,7 +191,7 @@ class _Job:
         total = sum(len(query.scored) for window in self.source.windows() for query in window)
         done = reused = 0
         parts: list[Path] = []
-        with Progress("rerank", total, "pairs") as shown:
+        with keep_freed_memory(), Progress("rerank", total, "pairs") as shown:
             for number, window in enumerate(self.source.windows()):
                 parts.append(self.folder / f"window-{number:05d}")
                 if parts[-1].exists():

@@ -26,9 +26,8 @@ if TYPE_CHECKING:
 
 SAMPLE = 16  # vectors that are computed again
 SHOWN = 5  # damaged files that the message names
-# Largest difference of a unit vector's component, by the type of the weights and that on disk: other batches, other
-# thread counts and other machines round differently.
-TOLERANCE = {"float32": 2e-4, "float64": 2e-4, "float16": 1e-2, "bfloat16": 5e-2}
+# Largest difference of a unit vector's component that its type on disk makes.
+VECTOR_TOLERANCE = {"float32": 2e-4, "float16": 1e-2, "int8": 1e-2}
 
 
 @dataclass(frozen=True)
@@ -196,13 +195,15 @@ def _open_retriever(sample: _Sample) -> "Retriever":
     template = Template.from_dict(contract["template"], str(sample.folder)) if "template" in contract else None
     bos: Any = ("yes" if contract["bos"] else "no") if contract.get("causal") else "auto"
     # Other types are the device's choice, as they were then: bfloat16 is not to be had everywhere.
-    dtype: Any = "float32" if sample.identity.get("dtype") == "float32" else "auto"
+    made: Any = sample.identity.get("dtype")
+    dtype: Any = made if made in ("float32", "int8") else "auto"
     return Retriever.for_job(ModelConfig(model=sample.model, bos=bos, dtype=dtype, offline=True), template)
 
 
 def _compare(sample: _Sample, retriever: "Retriever") -> str:
     """Compares a sample with what its model gives; see `_recompute`."""
     from llara.lexical import TermOptions
+    from llara.model import DTYPE_TOLERANCE
 
     texts, titles = ([getattr(document, part) for document in sample.documents] for part in ("text", "title"))
     length, said = sample.identity["passage_length"], []
@@ -212,12 +213,13 @@ def _compare(sample: _Sample, retriever: "Retriever") -> str:
         again, terms = retriever.encode_passages_with_terms(texts, titles, options, max_length=length)
         pairs = ((sample.terms.of(row), terms.of(row)) for row in range(len(texts)))
         apart = [terms_apart(was, now, options.top_k) for was, now in pairs]
-        _refuse_apart(sample, "sparse vector", apart, TOLERANCE[sample.identity["dtype"]])
+        _refuse_apart(sample, "sparse vector", apart, DTYPE_TOLERANCE[sample.identity["dtype"]])
         said.append("sparse vectors")
     else:
         again = retriever.encode_passages(texts, titles=titles, max_length=length)
     if sample.vectors is not None:
-        allowed = max(TOLERANCE[sample.identity[name]] for name in ("dtype", "vector_dtype"))
+        identity = sample.identity
+        allowed = max(DTYPE_TOLERANCE[identity["dtype"]], VECTOR_TOLERANCE[identity["vector_dtype"]])
         _refuse_apart(sample, "vector", np.abs(sample.vectors - again).max(axis=1).tolist(), allowed)
         said.insert(0, "vectors")
     return f"{len(texts)} {' and '.join(said)} computed again, all the same"

@@ -3,6 +3,7 @@
 A field's docstring is its `--help` text. A configuration checks itself when it is made and reports every fault at once.
 """
 
+from llara.config.base import Backend as Backend
 from llara.config.base import Dtype as Dtype
 from llara.config.base import JobConfig as JobConfig
 from llara.config.base import ModelConfig as ModelConfig

@@ -23,8 +23,8 @@ class EncodeConfig(ModelConfig):
     """Input rows per shard."""
     passage_length: int | None = None
     """Tokens of a passage, prompt included; default: what the model folder says."""
-    vector_dtype: Literal["float32", "float16"] = "float32"
-    """Type of the vectors on disk."""
+    vector_dtype: Literal["float32", "float16", "int8"] = "float32"
+    """Type of the vectors on disk; int8: rounded, each with a scale of its own, a quarter of the space."""
     sparse: bool = False
     """Also store sparse vectors, read off the same forward pass: the tokens that the LM head finds likeliest at the
     slots of a passage."""
@@ -230,6 +230,7 @@ class RerankConfig(ModelConfig):
         return [
             *super().problems(),
             *([] if self.model else ["--model: is required (a reranker's folder or hub id)"]),
+            *([] if self.backend == "torch" else [f"--backend: {self.backend} runs retrievers; rerank takes torch"]),
             *self._at_least(1, "depth", "top_k", "query_length", "length", "token_budget"),
             *self._within(0, 1, "first_stage_weight"),
             *pair_length_problems(self.query_length, self.length),

@@ -10,6 +10,7 @@ from llara.encoding.manifest import MANIFEST, SPARSE, record_model
 from llara.encoding.numbers import Encode
 from llara.encoding.shards import write_vectors
 from llara.files import LOCK, FolderLock, foreign_folder, is_unclaimed
+from llara.hardware import keep_freed_memory
 from llara.outputs import check_place
 from llara.progress import Progress
 from llara.records import Document
@@ -59,7 +60,7 @@ def encode(config: EncodeConfig) -> EncodeResult:
     identity = {**retriever.identity, "passage_length": length}
     if config.sparse:
         identity[SPARSE] = retriever.sparse_identity(term_options(config))
-    with Progress("encode", total, "passages") as progress:
+    with keep_freed_memory(), Progress("encode", total, "passages") as progress:
         summary = write_vectors(
             config.output,
             read_rows(config.corpus),

@@ -3,6 +3,7 @@
     manifest.json          identity, later the shards; published first (state "encoding") and last ("complete")
     shard-00000.json       rows, counts, rejected rows, size and SHA-256 of the shard's files; published after them
     shard-00000.npy        vectors [documents, dim]; absent where only documents are stored
+    shard-00000.scales.npy what int8 vectors are multiplied by
     shard-00000.terms...   sparse vectors, where they were asked for; see `llara.encoding.numbers`
     shard-00000.ids ...    the document store, see `llara.encoding.documents`
     rejected.jsonl         every input row that is in no shard, with file, line and reason
@@ -29,6 +30,7 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 REJECTED = "rejected.jsonl"
 VECTORS = "npy"
+SCALES = "scales.npy"
 TERMS = {"starts": "terms.starts.npy", "ids": "terms.ids.npy", "weights": "terms.weights.npy"}
 SPARSE = "sparse"  # names the settings of sparse vectors in an identity; folders without them lack it
 MINI = "mini"  # names the model inside the package
@@ -151,7 +153,7 @@ def check_folder(folder: Path, manifest: Mapping[str, Any], *, full: bool) -> It
         yield from damage
         if VECTORS in shard.files and not damage:
             try:
-                open_vectors(folder, manifest, entry)
+                _open_stored(folder, manifest, entry)
                 if SPARSE in manifest["identity"]:
                     open_terms(folder, shard)
             except StorageError as error:
@@ -159,10 +161,21 @@ def check_folder(folder: Path, manifest: Mapping[str, Any], *, full: bool) -> It
 
 
 def open_vectors(folder: Path, manifest: Mapping[str, Any], entry: Mapping[str, Any]) -> Array:
-    """Returns the vectors of a shard that the manifest lists, [documents, dim], memory-mapped and read-only."""
-    identity = manifest["identity"]
-    path = confined(folder, f"{entry['name']}.{VECTORS}")
-    return open_array(path, identity["vector_dtype"], (entry["documents"], identity["dim"]))
+    """Returns the vectors of a shard that the manifest lists, [documents, dim], read-only.
+
+    float32 and float16 are memory-mapped; int8 ones are float32 in memory, each multiplied by its scale.
+    """
+    vectors, scales = _open_stored(folder, manifest, entry)
+    return vectors if scales is None else np.multiply(vectors, scales[:, None], dtype=np.float32)
+
+
+def _open_stored(folder: Path, manifest: Mapping[str, Any], entry: Mapping[str, Any]) -> tuple[Array, Array | None]:
+    """Returns the vectors of a shard as they are stored, and the scales of int8 ones, both memory-mapped."""
+    identity, count = manifest["identity"], entry["documents"]
+    kind = identity["vector_dtype"]
+    vectors = open_array(confined(folder, f"{entry['name']}.{VECTORS}"), kind, (count, identity["dim"]))
+    path = confined(folder, f"{entry['name']}.{SCALES}")
+    return vectors, open_array(path, "float32", (count,)) if kind == "int8" else None
 
 
 def open_terms(folder: Path, shard: Shard) -> Terms:

@@ -1,6 +1,7 @@
 """The numbers of a shard: what an encoder returned is checked, and written beside the documents it belongs to.
 
-    .npy                  vectors [documents, dim], float32 or float16
+    .npy                  vectors [documents, dim], float32, float16 or int8
+    .scales.npy           float32 [documents]: of int8 vectors, what each is multiplied by
     .terms.starts.npy     int64 [documents + 1]: where each document's terms start
     .terms.ids.npy        int32 [terms]: token ids
     .terms.weights.npy    float32 [terms], above 0
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from llara.encoding.arrays import Array, npy_bytes, write_array
-from llara.encoding.manifest import TERMS, VECTORS, Shard
+from llara.encoding.manifest import SCALES, TERMS, VECTORS, Shard
 from llara.errors import ModelError, StorageError
 from llara.files import FileRecord, free_bytes
 from llara.records import Document
@@ -31,7 +32,7 @@ class Numbers:
     Attributes:
         encode: Returns float [documents, dim]; with sparse vectors a pair of that and the documents' terms.
         dim: Size of a vector.
-        vector_dtype: float32 or float16, the type on disk.
+        vector_dtype: float32, float16 or int8, the type on disk.
         vocabulary: How many terms there are to choose from; None where no sparse vectors are wanted.
     """
 
@@ -51,14 +52,16 @@ class Numbers:
         self._check_room(folder, npy_bytes(kind, shape))
         vectors, terms = self._encode(documents)
         with np.errstate(over="ignore", invalid="ignore"):
-            vectors = vectors.astype(kind, copy=False)
+            vectors = vectors.astype(np.float32 if kind.kind == "i" else kind, copy=False)
         assert vectors.shape == shape, f"encode returned {vectors.shape} for {shape}"
-        advice = "try --dtype float32" if kind.itemsize > 2 else "try --vector-dtype float32"
+        advice = "try --vector-dtype float32" if kind == np.float16 else "try --dtype float32"
         _refuse_broken(folder, documents, np.asarray(np.isfinite(vectors).all(axis=1)), "vectors", advice)
-        if terms is None:
-            return {VECTORS: write_array(folder / f"{name}.{VECTORS}", vectors)}
-        self._check_terms(folder, documents, terms)
-        files = {VECTORS: vectors, **{TERMS[part]: getattr(terms, part) for part in TERMS}}
+        files = {VECTORS: vectors}
+        if kind.kind == "i":
+            files[VECTORS], files[SCALES] = round_vectors(vectors)
+        if terms is not None:
+            self._check_terms(folder, documents, terms)
+            files |= {TERMS[part]: getattr(terms, part) for part in TERMS}
         return {suffix: write_array(folder / f"{name}.{suffix}", array) for suffix, array in files.items()}
 
     def _encode(self, documents: list[Document]) -> tuple[Array, Terms | None]:
@@ -80,6 +83,12 @@ class Numbers:
         assert self.vocabulary is not None and not ((terms.ids < 0) | (terms.ids >= self.vocabulary)).any()
         finite = [bool(np.isfinite(terms.of(row)[1]).all()) for row in range(len(documents))]
         _refuse_broken(folder, documents, np.array(finite, np.bool_), "sparse vectors", "try --dtype float32")
+
+
+def round_vectors(vectors: Array) -> tuple[Array, Array]:
+    """Rounds float32 [n, dim] to int8 -127 to 127; returns it, and what to multiply each row by, float32 [n]."""
+    scales = np.maximum(np.abs(vectors).max(axis=1, initial=0.0) / np.float32(127), np.finfo(np.float32).tiny)
+    return np.rint(vectors / scales[:, None]).astype(np.int8), scales.astype(np.float32)
 
 
 def _refuse_broken(folder: Path, documents: list[Document], sound: Array, what: str, advice: str) -> None:

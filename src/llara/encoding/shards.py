@@ -108,7 +108,7 @@ def write_vectors(
         identity: JSON values that decide the vectors; dim, vector_dtype and shard_size are added. Under `sparse` those
             of sparse vectors, `vocabulary` among them, where such are wanted.
         dim: Size of a vector.
-        vector_dtype: float32 or float16, the type on disk.
+        vector_dtype: float32, float16 or int8, the type on disk.
         shard_size: Input rows per shard, bad rows included.
         progress: Told of rows found done and of rejected rows; `encode` counts the documents.
         about: JSON values to keep in the manifest that decide nothing, such as the path of the model.
