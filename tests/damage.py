@@ -14,15 +14,17 @@ import numpy as np
 
 from llara.config import IndexConfig, VerifyConfig
 from llara.encoding.documents import DocumentStore
+from llara.encoding.manifest import SPARSE
 from llara.encoding.shards import Vectors
 from llara.errors import LlaraError
 from llara.index.build import build_index, open_index
 from llara.terms import Terms
 from llara.verify import verify
-from tests.encoding.helpers import corpus_lines, run_sparse, write_corpus
+from tests.encoding.helpers import corpus_lines, run, run_sparse, write_corpus
 from tests.index.helpers import as_terms
 
 ROWS, SHARD_SIZE = 90, 45
+EXTRAS = {"config.toml": b"".join(b"setting_%d = %d\n" % (number, number) for number in range(60))}
 EDGE = 256  # bytes at either end of a file where it is cut at every one
 
 
@@ -94,17 +96,21 @@ def make_sources(folder: Path) -> Path:
     """Makes a corpus with two bad rows, and its vectors with sparse ones; every kind of folder can be made of these."""
     rows = corpus_lines(ROWS)
     rows[3], rows[50] = b"bad", rows[49]
-    config = "".join(f"setting_{number} = {number}\n" for number in range(60)).encode()
-    corpus = write_corpus(folder / "corpus.jsonl", rows)
-    run_sparse(corpus, folder / "vectors", SHARD_SIZE, extras={"config.toml": config})
+    run_sparse(write_corpus(folder / "corpus.jsonl", rows), folder / "vectors", SHARD_SIZE, extras=EXTRAS)
     return folder
+
+
+def make_rounded(folder: Path) -> Path:
+    """Makes vectors of 8-bit integers, which have a file of scales."""
+    run(folder / "corpus.jsonl", folder / "rounded", SHARD_SIZE, vector_dtype="int8", extras=EXTRAS)
+    return folder / "rounded"
 
 
 def use_vectors(folder: Path, vectors: Vectors) -> None:
     """Reads every vector, term and document."""
     for shard in vectors.shards():
         shard.sum()
-    for terms in vectors.terms():
+    for terms in vectors.terms() if SPARSE in vectors.identity else ():
         Terms.join([terms.part(row, row + 1) for row in range(len(terms))])
     read_documents(vectors.documents)
 
@@ -162,6 +168,7 @@ def open_any_index(folder: Path, verify: bool) -> Any:
 
 KINDS = {
     "vectors": Kind(lambda folder: folder / "vectors", Vectors.open, use_vectors),
+    "rounded": Kind(make_rounded, Vectors.open, use_vectors),
     **{kind: Kind(make_index(kind), open_any_index, use_index) for kind in index_types()},
 }
 
