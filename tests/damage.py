@@ -17,7 +17,8 @@ from llara.encoding.documents import DocumentStore
 from llara.encoding.manifest import SPARSE
 from llara.encoding.shards import Vectors
 from llara.errors import LlaraError
-from llara.index.build import build_index, open_index
+from llara.index.build import build_index
+from llara.index.opening import open_index
 from llara.terms import Terms
 from llara.verify import verify
 from tests.encoding.helpers import corpus_lines, run, run_sparse, write_corpus
@@ -136,10 +137,10 @@ def use_index(folder: Path, index: Any) -> None:
 
 
 def queries_for(index: Any) -> Any:
-    """Returns three queries of the form that an index takes: texts, terms, or vectors for every other type."""
-    if index.manifest.type == "bm25":
+    """Returns three queries of the form that an index asks for."""
+    if index.asks == "texts":
         return ["Text Größe", "title 1 3 5", "漢字 text text"]
-    if index.manifest.type == "sparse":
+    if index.asks == "terms":
         return as_terms([{number: 0.5 + number for number in range(start, 50, 3)} for start in range(3)])
     return np.random.default_rng(0).standard_normal((3, index.dim)).astype(np.float32)
 

@@ -11,15 +11,18 @@ import pytest
 from llara.config import EncodeConfig, IndexConfig, ModelConfig, VerifyConfig
 from llara.encoding.encode import encode
 from llara.encoding.manifest import read_sealed, write_sealed
+from llara.encoding.passages import Cutter, Span
 from llara.errors import LlaraError, ModelError, StorageError
 from llara.files import write_json_atomic
 from llara.index.build import build_index
 from llara.index.flat import FlatIndex
 from llara.loading import load_model
+from llara.records import Document
 from llara.retriever import Retriever
 from llara.verify import VerifyReport, terms_apart, verify
 
-FOLDERS = ("model", "vectors", "sparse-vectors", "flat", "sparse", "bm25")
+FOLDERS = ("model", "vectors", "sparse-vectors", "cut-vectors", "flat", "ivfpq", "parted", "sparse", "bm25")
+VECTORS = ("vectors", "sparse-vectors", "cut-vectors")
 UNCHECKED = {".lock"}
 
 
@@ -30,12 +33,26 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     corpus = root / "corpus.jsonl"
     corpus.write_text("".join(f'{{"_id": "d{i}", "text": "text number {i} of ten"}}\n' for i in range(10)))
     encode(EncodeConfig(model="mini", corpus=(corpus,), output=root / "vectors"))
-    encode(EncodeConfig(model="mini", corpus=(corpus,), output=root / "sparse-vectors", sparse=True))
+    encode(EncodeConfig(model="mini", corpus=(corpus,), output=root / "sparse-vectors", sparse=True, shard_size=4))
+    cut: dict[str, Any] = {"long": "cut", "passage_length": 16, "shard_size": 4}
+    encode(EncodeConfig(model="mini", corpus=(long_corpus(root),), output=root / "cut-vectors", **cut))
     build_index(IndexConfig(vectors=root / "vectors", output=root / "flat"))
+    build_index(IndexConfig(vectors=root / "vectors", type="ivfpq", output=root / "ivfpq"))
+    build_index(IndexConfig(vectors=root / "sparse-vectors", type="hnsw", part_size=4, output=root / "parted"))
     build_index(IndexConfig(vectors=root / "sparse-vectors", type="sparse", output=root / "sparse"))
     build_index(IndexConfig(corpus=(corpus,), type="bm25", output=root / "bm25"))
     load_model(ModelConfig(model="mini")).save(root / "model")
     return root
+
+
+def long_corpus(root: Path) -> Path:
+    """Ten documents, the first of one passage and each of a sentence more than the one before."""
+    texts = [" ".join(f"Sentence {j} of text number {i}." for j in range(i + 1)) for i in range(10)]
+    corpus = root / "long.jsonl"
+    corpus.write_text(
+        "".join(f'{{"_id": "d{i}", "title": "t{i}", "text": "{text}"}}\n' for i, text in enumerate(texts))
+    )
+    return corpus
 
 
 def check(path: Path) -> VerifyReport:
@@ -50,8 +67,8 @@ def files(folder: Path) -> list[Path]:
 def test_a_sound_folder_is_counted_whole(name: str, made: Path) -> None:
     report = check(made / name)
     sizes = [path.stat().st_size for path in files(made / name)]
-    kinds = {"flat": "index", "sparse": "index", "bm25": "index", "sparse-vectors": "vectors"}
-    assert report.kind == kinds.get(name, name)
+    assert report.kind == (name if name == "model" else "vectors" if name in VECTORS else "index")
+    assert report.documents == (0 if name == "model" else 10)
     assert (report.files, report.bytes) == (len(sizes), sum(sizes))
     assert "all as written" in report.to_text()
 
@@ -77,9 +94,10 @@ def test_what_was_computed_again_is_said(made: Path) -> None:
     assert check(made / "model").vectors.startswith("gives the ")
     assert check(made / "vectors").vectors == "10 vectors computed again, all the same"
     assert check(made / "sparse-vectors").vectors == "10 vectors and sparse vectors computed again, all the same"
-    assert check(made / "flat").vectors == "10 vectors computed again, all the same"
+    assert check(made / "cut-vectors").vectors == "16 vectors computed again, all the same"
+    for name in ("flat", "ivfpq", "parted"):
+        assert check(made / name).vectors == "10 vectors computed again, all the same"
     assert check(made / "sparse").vectors == "10 sparse vectors computed again, all the same"
-    assert check(made / "vectors").documents == check(made / "flat").documents == 10
     assert "vectors, 10 documents, " in check(made / "vectors").to_text()
 
 
@@ -99,9 +117,21 @@ def test_what_is_no_folder_of_ours(tmp_path: Path) -> None:
 def test_a_vector_that_the_model_does_not_give_is_found(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = Retriever.encode_passages
     monkeypatch.setattr(Retriever, "encode_passages", lambda *args, **named: np.roll(given(*args, **named), 1, 0))
-    for name in ("vectors", "flat"):
+    for name in ("vectors", "cut-vectors", "flat", "ivfpq", "parted"):
         with pytest.raises(StorageError, match=rf"{name}: document 'd0': its vector is not the one that mini gives"):
             check(made / name)
+
+
+def test_passages_that_are_cut_otherwise_are_found(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = Cutter.spans
+
+    def changed(cutter: Cutter, document: Document) -> tuple[str, list[Span]]:
+        title, spans = given(cutter, document)
+        return title, [*spans[:-1], Span(spans[-1].start, spans[-1].stop - 1)] if document.id == "d5" else spans
+
+    monkeypatch.setattr(Cutter, "spans", changed)
+    with pytest.raises(StorageError, match=r"cut-vectors: document 'd5': its passage \d is not the one that mini cuts"):
+        check(made / "cut-vectors")
 
 
 def test_a_sparse_vector_that_the_model_does_not_give_is_found(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +206,7 @@ def test_an_index_that_keeps_no_vectors_says_so(made: Path, monkeypatch: pytest.
     class Lossy(FlatIndex):
         stored: Any = None
 
-    monkeypatch.setattr("llara.index.build.FlatIndex", Lossy)
+    monkeypatch.setattr("llara.index.opening.FlatIndex", Lossy)
     said = "no vector was computed again: an index of type flat keeps none as it was"
     assert check(made / "flat").vectors == said
 

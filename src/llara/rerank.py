@@ -24,7 +24,6 @@ from llara.encoding.manifest import MANIFEST, read_manifest
 from llara.encoding.texts import open_texts
 from llara.errors import ConfigError, DataError, ModelError, StorageError
 from llara.files import (
-from llara.hardware import keep_freed_memory
     IDENTITY,
     LOCK,
     FolderLock,
@@ -36,6 +35,7 @@ from llara.hardware import keep_freed_memory
     write_atomic,
 )
 from llara.fuse import relative_scores
+from llara.hardware import keep_freed_memory
 from llara.outputs import check_file_output, save_settings
 from llara.pairs import load_pair_template
 from llara.progress import Progress

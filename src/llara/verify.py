@@ -16,12 +16,12 @@ from llara.encoding.documents import DocumentStore
 from llara.encoding.shards import Vectors
 from llara.errors import LlaraError, StorageError
 from llara.files import confined, read_json
-from llara.index.base import IDS, Floats, Keeps
+from llara.index.base import IDS, Floats, Index, Keeps, Manifest
+from llara.index.opening import open_index
 from llara.records import Document
 from llara.terms import Terms
 
 if TYPE_CHECKING:
-    from llara.index.build import AnyIndex
     from llara.retriever import Retriever
 
 SAMPLE = 16  # vectors that are computed again
@@ -98,12 +98,20 @@ def _verify_corpus(path: Path) -> VerifyReport:
 
 
 def _verify_index(path: Path) -> VerifyReport:
-    from llara.index.build import open_index
+    index = open_index(path, verify=True)  # whether its parts are those that it was made with, and what was deleted
+    return _report(path, "index", _index_files(path), _verify_kept(path, index), len(index))
 
-    index = open_index(path, verify=True)  # compares the size of every part with the count in the manifest
-    content = index.manifest
-    if (ids := count_lines(path / IDS)) != len(index):
-        raise StorageError(path / IDS, f"is damaged: holds {ids:,} ids of {len(index):,} documents; rebuild the index")
+
+def _index_files(path: Path) -> list[Path]:
+    """Returns the files of an index, its parts and its own documents; StorageError where a count is wrong.
+
+    Opening the index has compared the size of every array with the count in the manifest.
+    """
+    content = Manifest.read(path)
+    ids = count_lines(path / IDS) if content.count else 0
+    if ids != content.count:
+        reason = f"is damaged: holds {ids:,} ids of {content.count:,} documents; rebuild the index"
+        raise StorageError(path / IDS, reason)
     files = [path / corpus.MANIFEST, *(confined(path, name) for name in content.files)]
     documents = path / content.documents
     if documents.parent == path:  # a store of its own; that of a vectors folder is verified there
@@ -111,16 +119,20 @@ def _verify_index(path: Path) -> VerifyReport:
         if damaged := list(check_counts(documents, store)):
             raise _damage(documents, damaged)
         files += _corpus_files(documents, store)
-    return _report(path, "index", files, _verify_kept(path, index), len(index))
+    for part in content.parts:
+        files += _index_files(path / part["folder"])
+    return files
 
 
-def _verify_kept(path: Path, index: "AnyIndex") -> str:
+def _verify_kept(path: Path, index: Index[Any]) -> str:
     """Computes again a sample of what an index keeps of its vectors; returns what that showed, or why it was not."""
-    if index.manifest.model is None:
+    identity, texts = index.manifest.model, path / index.manifest.documents
+    if identity is None:
         return ""
     if not isinstance(index, Keeps):
         return f"no vector was computed again: an index of type {index.manifest.type} keeps none as it was"
-    texts = path / index.manifest.documents
+    if corpus.CUT in identity:
+        return f"no vector was computed again: they are of passages; llara verify does it in {texts}"
     try:
         store = DocumentStore.open(texts)
         positions = _positions(min(len(index), len(store)))
@@ -133,7 +145,7 @@ def _verify_kept(path: Path, index: "AnyIndex") -> str:
     kept = index.stored(np.array(positions, np.int64))
     vectors, terms = (None, kept) if isinstance(kept, Terms) else (kept, None)
     model = corpus.find_model(index.manifest.model_path, path)
-    return _recompute(_Sample(path, model, index.manifest.model, documents, vectors, terms))
+    return _recompute(_Sample(path, model, identity, documents, vectors, terms))
 
 
 def _corpus_files(path: Path, content: dict[str, Any]) -> list[Path]:
@@ -142,6 +154,14 @@ def _corpus_files(path: Path, content: dict[str, Any]) -> list[Path]:
         shard = corpus.open_sidecar(path, entry)
         files += [shard.path(path, "json"), *(shard.path(path, suffix) for suffix in shard.files)]
     return files
+
+
+class _Passage(NamedTuple):
+    """The passage of a vector: the position of its document, which one of its passages it is, and its characters."""
+
+    position: int
+    number: int
+    span: tuple[int, int]
 
 
 class _Sample(NamedTuple):
@@ -153,16 +173,31 @@ class _Sample(NamedTuple):
     documents: list[Document]
     vectors: Floats | None
     terms: Terms | None
+    passages: list[_Passage] | None = None
 
 
 def _sample_of_vectors(vectors: Vectors) -> _Sample:
-    positions = _positions(len(vectors))
+    positions = _positions(vectors.count_rows())
     rows = np.array(_rows(vectors.shards(), positions), np.float32).reshape(len(positions), -1)
     terms = Terms.join(_rows(vectors.terms(), positions)) if corpus.SPARSE in vectors.identity else None
     # The manifest knows the model's folder from wherever this runs; config.toml has it as it was typed then.
     model = corpus.find_model(vectors.manifest["about"].get("model_path", ""), vectors.folder)
-    documents = [vectors.documents.get(position) for position in positions]
-    return _Sample(vectors.folder, model, vectors.identity, documents, rows, terms)
+    passages = _passages(vectors, positions) if vectors.cut else None
+    places = positions if passages is None else [passage.position for passage in passages]
+    documents = [vectors.documents.get(position) for position in places]
+    return _Sample(vectors.folder, model, vectors.identity, documents, rows, terms, passages)
+
+
+def _passages(vectors: Vectors, rows: Sequence[int]) -> list[_Passage]:
+    """Returns which passages some rows are of, at rising rows."""
+    found: list[_Passage] = []
+    start = 0
+    for table in vectors.passages():
+        for row in (row - start for row in rows if start <= row < start + len(table)):
+            number = row - int(np.searchsorted(table[:, 0], table[row, 0]))  # a document's passages are in one shard
+            found.append(_Passage(int(table[row, 0]), number, (int(table[row, 1]), int(table[row, 2]))))
+        start += len(table)
+    return found
 
 
 def _positions(count: int) -> list[int]:
@@ -205,7 +240,7 @@ def _compare(sample: _Sample, retriever: "Retriever") -> str:
     from llara.lexical import TermOptions
     from llara.model import DTYPE_TOLERANCE
 
-    texts, titles = ([getattr(document, part) for document in sample.documents] for part in ("text", "title"))
+    texts, titles = _texts(sample, retriever)
     length, said = sample.identity["passage_length"], []
     if sample.terms is not None:
         settings = sample.identity[corpus.SPARSE]
@@ -223,6 +258,24 @@ def _compare(sample: _Sample, retriever: "Retriever") -> str:
         _refuse_apart(sample, "vector", np.abs(sample.vectors - again).max(axis=1).tolist(), allowed)
         said.insert(0, "vectors")
     return f"{len(texts)} {' and '.join(said)} computed again, all the same"
+
+
+def _texts(sample: _Sample, retriever: "Retriever") -> tuple[list[str], list[str]]:
+    """Returns the texts and the titles that were encoded: of documents, or of passages, which are cut again."""
+    if sample.passages is None:
+        return [document.text for document in sample.documents], [document.title for document in sample.documents]
+    from llara.encoding.encode import open_cutter
+
+    cutter = open_cutter(retriever, sample.identity["passage_length"], sample.identity[corpus.CUT]["overlap"])
+    texts, titles = [], []
+    for document, passage in zip(sample.documents, sample.passages, strict=True):
+        title, spans = cutter.spans(document)
+        if passage.span not in spans[passage.number : passage.number + 1]:
+            reason = f"its passage {passage.number + 1} is not the one that {sample.model} cuts"
+            raise StorageError(sample.folder, f"document {document.id!r}: {reason}")
+        texts.append(document.text[slice(*passage.span)])
+        titles.append(title)
+    return texts, titles
 
 
 def terms_apart(stored: tuple[Any, Any], again: tuple[Any, Any], top_k: int) -> float:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from llara.errors import StorageError
-from llara.index.build import open_index
+from llara.index.opening import open_index
 from tests.damage import KINDS, bit_flips, complaint, cut_offsets, files_of, flipped, index_types, make_sources
 
 CUTS, EDGE, FLIPS = 3, 2, 5  # per file; benchmarks/corruption.py tries many more

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from llara.config.base import JobConfig, ModelConfig, pair_length_problems
+from llara.conditions import condition_problems
+from llara.config.base import SEED_MAX, JobConfig, ModelConfig, pair_length_problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,11 @@ class EncodeConfig(ModelConfig):
     """Input rows per shard."""
     passage_length: int | None = None
     """Tokens of a passage, prompt included; default: what the model folder says."""
+    long: Literal["truncate", "cut"] = "truncate"
+    """A document of more tokens. truncate: its beginning is encoded; cut: it becomes several passages that end with
+    sentences, each with the title and a vector of its own, and a search counts a document's best passage."""
+    overlap: int = 0
+    """cut: tokens that a passage repeats of the one before, at most."""
     vector_dtype: Literal["float32", "float16", "int8"] = "float32"
     """Type of the vectors on disk; int8: rounded, each with a scale of its own, a quarter of the space."""
     sparse: bool = False
@@ -42,6 +48,8 @@ class EncodeConfig(ModelConfig):
             *([] if self.model else ["--model: is required (a folder, a hub id, or mini)"]),
             *([] if self.corpus else ["--corpus: is required"]),
             *self._at_least(1, "token_budget", "shard_size", "passage_length", "sparse_top_k"),
+            *self._at_least(0, "overlap"),
+            *self._only_with(self.long == "cut", "--long cut", "overlap"),
             *self._sparse_problems(),
         ]
 
@@ -60,9 +68,31 @@ class IndexConfig(JobConfig):
     """Vectors folder to build from."""
     corpus: tuple[Path, ...] = ()
     """Corpus to build from, for bm25 without a vectors folder."""
-    type: Literal["flat", "sparse", "bm25"] = "flat"
-    """flat: exact inner product over vectors; sparse: the same over sparse vectors (encode --sparse); bm25: words, no
-    model."""
+    type: Literal["flat", "hnsw", "ivfpq", "rabitq", "sparse", "bm25"] = "flat"
+    """flat: exact inner product over vectors. hnsw: a graph over them, fastest. ivfpq, rabitq: codes in lists, least
+    memory. sparse: exact over sparse vectors (encode --sparse). bm25: words, no model."""
+    hnsw_m: int = 32
+    """hnsw: links per document."""
+    ef_construction: int = 100
+    """hnsw: candidates that the search for a document's links keeps."""
+    nlist: int | None = None
+    """ivfpq, rabitq: lists that the vectors are divided into; default: about four times the root of their number."""
+    pq_m: int | None = None
+    """ivfpq: pieces that a vector is cut into; default: one for four dimensions, 128 at most."""
+    pq_bits: int | None = None
+    """ivfpq: bits of a piece's code; 4 is searched faster; default: 8."""
+    rabitq_bits: int = 1
+    """rabitq: bits per dimension."""
+    part_size: int | None = None
+    """hnsw, ivfpq, rabitq: documents that are indexed together, in memory; default: what 2 GB hold. A larger index is
+    made of several parts, cut between shards, which a search goes through one after the other."""
+    seed: int = 42
+    """hnsw, ivfpq, rabitq: seed of the samples and of the graph's levels."""
+    add: bool = False
+    """Add the documents that the vectors, or the corpus of a bm25 index, have got at their end since; the index has its
+    type."""
+    delete: Path | None = None
+    """Delete documents from the index at --output: a file with one id on each line."""
     k1: float = 0.9
     """BM25: how fast repeated words saturate."""
     b: float = 0.4
@@ -72,9 +102,39 @@ class IndexConfig(JobConfig):
 
     def problems(self) -> list[str]:
         """See `JobConfig.problems`."""
-        numbers = [*self._at_least(0, "k1"), *self._within(0, 1, "b")]
-        words = self._only_with(self.type == "bm25", "--type bm25", "k1", "b", "language")
-        return [*super().problems(), *numbers, *words, *self._source_problems()]
+        numbers = [*self._at_least(0, "k1"), *self._within(0, 1, "b"), *self._within(0, SEED_MAX, "seed")]
+        numbers += [*self._at_least(2, "hnsw_m"), *self._at_least(1, "ef_construction", "nlist", "pq_m", "part_size")]
+        numbers += [*self._within(1, 12, "pq_bits"), *self._within(1, 9, "rabitq_bits")]
+        if self.add or self.delete is not None:
+            return [*super().problems(), *self._change_problems()]
+        return [*super().problems(), *numbers, *self._type_problems(), *self._source_problems()]
+
+    def _type_problems(self) -> list[str]:
+        """A setting goes with the types that read it."""
+        read_by = {
+            ("bm25",): ("k1", "b", "language"),
+            ("hnsw",): ("hnsw_m", "ef_construction"),
+            ("ivfpq",): ("pq_m", "pq_bits"),
+            ("rabitq",): ("rabitq_bits",),
+            ("ivfpq", "rabitq"): ("nlist",),
+            ("hnsw", "ivfpq", "rabitq"): ("part_size", "seed"),
+        }
+        return [
+            problem
+            for types, names in read_by.items()
+            for problem in self._only_with(self.type in types, f"--type {' or '.join(types)}", *names)
+        ]
+
+    def _change_problems(self) -> list[str]:
+        """A change is made to an index as it was built."""
+        flag = "--add" if self.add else "--delete"
+        names = ("type", "k1", "b", "language", "hnsw_m", "ef_construction", "nlist", "pq_m", "pq_bits", "rabitq_bits")
+        problems = self._only_with(False, f"a new index, not with {flag}", *names, "part_size", "seed")
+        if self.delete is not None and (self.add or self.vectors is not None or self.corpus):
+            problems.append("--delete: goes with --output alone, the index")
+        if self.delete is None and (self.vectors is None) == (not self.corpus):
+            problems.append("--vectors or --corpus: --add needs exactly one of the two")
+        return problems
 
     def _source_problems(self) -> list[str]:
         problems = []
@@ -93,6 +153,9 @@ class SearchConfig(ModelConfig):
 
     query: str | None = None
     """One query as text; its hits are printed."""
+    interactive: bool = False
+    """Answer queries line by line from standard input, with model and index kept in memory; with --json each line gives
+    one line of JSON."""
     index: Path
     """The index folder."""
     hybrid: tuple[Path, ...] = ()
@@ -105,6 +168,8 @@ class SearchConfig(ModelConfig):
     """The run, in TREC format."""
     top_k: int | None = None
     """Hits per query; default: 10 for one query, 1000 for a run."""
+    filter: tuple[str, ...] = ()
+    """Only documents whose metadata fits all of these: FIELD=VALUE, !=, <, <=, >, >=, or FIELD in VALUE,VALUE."""
     expansion: Literal["auto", "yes", "no"] = "auto"
     """Sparse: a term may be one that does not stand in the query; auto: as it was for the passages."""
     method: Literal["rrf", "relative"] = "rrf"
@@ -118,15 +183,25 @@ class SearchConfig(ModelConfig):
     """Hybrid: hits per index that are fused."""
     token_budget: int | None = None
     """Tokens per forward pass, padding included; default: 1024 on a CPU, whose caches it fits, 16384 on a GPU."""
+    ef_search: int | None = None
+    """hnsw: candidates that a search keeps; more find more, and take longer; default: what the index says."""
+    nprobe: int | None = None
+    """ivfpq, rabitq: lists that a search looks into; default: what the index says."""
+    refine: int | None = None
+    """hnsw, ivfpq, rabitq: candidates per hit that are scored exactly; default: by type, ten for the first hits."""
 
     def problems(self) -> list[str]:
         """See `JobConfig.problems`."""
         problems = [*super().problems(), *self._at_least(1, "top_k", "token_budget", "depth"), *self._at_least(0, "k")]
+        problems += self._at_least(1, "ef_search", "nprobe", "refine")
         problems += self._hybrid_problems()
-        if (self.query is None) == (self.queries is None):
-            problems.append("--query or --queries: give exactly one of the two")
+        problems += condition_problems(self.filter)
+        if [self.query is None, self.queries is None, not self.interactive].count(False) != 1:
+            problems.append("--query, --queries or --interactive: give exactly one of the three")
         if self.queries is not None and self.output is None:
             problems.append("--output: is required with --queries")
+        if self.interactive and self.output is not None:
+            problems.append("--output: goes with --query or --queries")
         return [*problems, *self._only_with(self.queries is not None, "--queries", "split")]
 
     def _hybrid_problems(self) -> list[str]:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from llara.config import EncodeConfig, to_toml
 from llara.contract import FORMAT, refuse_other_form
 from llara.data import read_rows
-from llara.encoding.manifest import MANIFEST, SPARSE, record_model
-from llara.encoding.numbers import Encode
+from llara.encoding.manifest import CUT, MANIFEST, SPARSE, record_model
+from llara.encoding.numbers import Encode, Encoded
+from llara.encoding.passages import Cutter
 from llara.encoding.shards import write_vectors
 from llara.files import LOCK, FolderLock, foreign_folder, is_unclaimed
 from llara.hardware import keep_freed_memory
@@ -60,6 +61,8 @@ def encode(config: EncodeConfig) -> EncodeResult:
     identity = {**retriever.identity, "passage_length": length}
     if config.sparse:
         identity[SPARSE] = retriever.sparse_identity(term_options(config))
+    if config.long == "cut":
+        identity[CUT] = {"overlap": config.overlap}
     with keep_freed_memory(), Progress("encode", total, "passages") as progress:
         summary = write_vectors(
             config.output,
@@ -93,12 +96,25 @@ def encoder(retriever: "Retriever", config: EncodeConfig, length: int, on_batch:
         length: Tokens of a passage at most.
         on_batch: Called with the passages done after each batch.
     """
+    cutter = open_cutter(retriever, length, config.overlap) if config.long == "cut" else None
     how: dict[str, Any] = {"token_budget": config.token_budget, "max_length": length, "on_batch": on_batch}
 
-    def encode_documents(documents: list[Document]) -> Any:
-        texts, titles = ([getattr(document, part) for document in documents] for part in ("text", "title"))
+    def encode_texts(texts: list[str], titles: list[str]) -> Any:
         if config.sparse:
             return retriever.encode_passages_with_terms(texts, titles, term_options(config), **how)
         return retriever.encode_passages(texts, titles=titles, **how)
 
+    def encode_documents(documents: list[Document]) -> Any:
+        if cutter is None:
+            return encode_texts([each.text for each in documents], [each.title for each in documents])
+        texts, titles, table = cutter.cut(documents)
+        found = encode_texts(texts, titles)
+        return Encoded(*found, table) if isinstance(found, tuple) else Encoded(found, passages=table)
+
     return encode_documents
+
+
+def open_cutter(retriever: "Retriever", length: int, overlap: int) -> Cutter:
+    """Returns what cuts long documents for a model; raises as `Cutter` does."""
+    model = retriever.model
+    return Cutter(model.bind(), model.contract.join_title, length, overlap)

@@ -2,6 +2,7 @@
 
     .npy                  vectors [documents, dim], float32, float16 or int8
     .scales.npy           float32 [documents]: of int8 vectors, what each is multiplied by
+    .passages.npy         int64 [passages, 3], where long documents were cut: there, and below, rows are passages
     .terms.starts.npy     int64 [documents + 1]: where each document's terms start
     .terms.ids.npy        int32 [terms]: token ids
     .terms.weights.npy    float32 [terms], above 0
@@ -12,17 +13,33 @@ The three with `terms` are the sparse vectors, and there only where the corpus w
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from llara.encoding.arrays import Array, npy_bytes, write_array
-from llara.encoding.manifest import SCALES, TERMS, VECTORS, Shard
+from llara.encoding.manifest import PASSAGES, SCALES, TERMS, VECTORS, Shard
 from llara.errors import ModelError, StorageError
 from llara.files import FileRecord, free_bytes
 from llara.records import Document
 from llara.terms import Terms
 
-Encode = Callable[[list[Document]], Array | tuple[Array, Terms]]
+
+class Encoded(NamedTuple):
+    """What an encoder returns for documents: vectors alone are the same as a tuple of nothing else.
+
+    Attributes:
+        vectors: Float [rows, dim]; a row is a document, or a passage.
+        terms: The sparse vectors of the rows.
+        passages: int64 [rows, 3], see `llara.encoding.manifest.PASSAGES`.
+    """
+
+    vectors: Array
+    terms: Terms | None = None
+    passages: Array | None = None
+
+
+Encode = Callable[[list[Document]], Array | tuple[Array, Terms] | Encoded]
 
 
 @dataclass(frozen=True)
@@ -30,16 +47,19 @@ class Numbers:
     """What a shard holds beside its documents.
 
     Attributes:
-        encode: Returns float [documents, dim]; with sparse vectors a pair of that and the documents' terms.
+        encode: Returns float [documents, dim]; with sparse vectors a pair of that and the documents' terms; where long
+            documents are cut, what `Encoded` says.
         dim: Size of a vector.
         vector_dtype: float32, float16 or int8, the type on disk.
         vocabulary: How many terms there are to choose from; None where no sparse vectors are wanted.
+        cut: Whether long documents are cut.
     """
 
     encode: Encode
     dim: int
     vector_dtype: str
     vocabulary: int | None = None
+    cut: bool = False
 
     def write(self, folder: Path, name: str, documents: list[Document]) -> dict[str, FileRecord]:
         """Encodes the documents of one shard and publishes the result; returns the record of each file by suffix.
@@ -48,29 +68,33 @@ class Numbers:
             StorageError: There is no room for the shard.
             ModelError: The encoder returned NaN or infinity; nothing is published then.
         """
-        shape, kind = (len(documents), self.dim), np.dtype(self.vector_dtype).newbyteorder("<")
-        self._check_room(folder, npy_bytes(kind, shape))
-        vectors, terms = self._encode(documents)
+        kind = np.dtype(self.vector_dtype).newbyteorder("<")
+        self._check_room(folder, npy_bytes(kind, (len(documents), self.dim)))
+        vectors, terms, passages = self._encode(documents)
         with np.errstate(over="ignore", invalid="ignore"):
             vectors = vectors.astype(np.float32 if kind.kind == "i" else kind, copy=False)
+        shape = (len(documents if passages is None else passages), self.dim)
         assert vectors.shape == shape, f"encode returned {vectors.shape} for {shape}"
+        named = documents if passages is None else [documents[number] for number in passages[:, 0].tolist()]
         advice = "try --vector-dtype float32" if kind == np.float16 else "try --dtype float32"
-        _refuse_broken(folder, documents, np.asarray(np.isfinite(vectors).all(axis=1)), "vectors", advice)
-        files = {VECTORS: vectors}
+        _refuse_broken(folder, named, np.asarray(np.isfinite(vectors).all(axis=1)), "vectors", advice)
+        files = {VECTORS: vectors} | ({} if passages is None else {PASSAGES: passages.astype("<i8")})
         if kind.kind == "i":
             files[VECTORS], files[SCALES] = round_vectors(vectors)
         if terms is not None:
-            self._check_terms(folder, documents, terms)
+            self._check_terms(folder, named, terms)
             files |= {TERMS[part]: getattr(terms, part) for part in TERMS}
         return {suffix: write_array(folder / f"{name}.{suffix}", array) for suffix, array in files.items()}
 
-    def _encode(self, documents: list[Document]) -> tuple[Array, Terms | None]:
+    def _encode(self, documents: list[Document]) -> Encoded:
         if not documents:
-            return np.zeros((0, self.dim), np.float32), None if self.vocabulary is None else Terms.of_rows([])
+            terms = None if self.vocabulary is None else Terms.of_rows([])
+            return Encoded(np.zeros((0, self.dim), np.float32), terms, np.zeros((0, 3), np.int64) if self.cut else None)
         found = self.encode(documents)
-        vectors, terms = found if isinstance(found, tuple) else (found, None)
+        vectors, terms, passages = Encoded(*found) if isinstance(found, tuple) else Encoded(found)
         assert (terms is None) == (self.vocabulary is None), "encode and the folder's identity differ on sparse vectors"
-        return np.asarray(vectors), terms
+        assert (passages is None) != self.cut, "encode and the folder's identity differ on passages"
+        return Encoded(np.asarray(vectors), terms, passages)
 
     def _check_room(self, folder: Path, needs: int) -> None:
         free = free_bytes(folder)

@@ -1,4 +1,4 @@
-"""Writes and reads an encoded corpus: shard by shard, each published whole, each made once.
+"""Writes an encoded corpus: shard by shard, each published whole, each made once.
 
 A shard is a fixed range of input rows and is encoded by itself, so its bytes depend neither on where a run was stopped
 nor on what ran before. A run over a folder that exists reads the corpus again, compares the digest of every finished
@@ -11,32 +11,30 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 from llara.data import Row
 from llara.data.seen import FirstSeen, place_of
-from llara.encoding.arrays import Array
-from llara.encoding.documents import DocumentStore, read_ids, write_document_files
+from llara.encoding.documents import read_ids, write_document_files
 from llara.encoding.intake import digest_rows, sift_rows
 from llara.encoding.manifest import (
+    CUT,
     FORMAT,
     MANIFEST,
     REJECTED,
     SPARSE,
     Shard,
-    check_folder,
     check_shard,
-    open_sidecar,
-    open_terms,
-    open_vectors,
-    read_manifest,
+    corpus_digest,
     read_sealed,
     read_sidecar,
     shard_name,
     write_sealed,
     write_sidecar,
 )
-from llara.encoding.numbers import Encode, Numbers, check_terms
+from llara.encoding.numbers import Encode, Numbers
+from llara.encoding.vectors import Vectors as Vectors  # what writes a folder and what reads it come from one place
+from llara.encoding.vectors import verify_vectors as verify_vectors
 from llara.errors import DataError, StorageError
 from llara.files import (
     FileRecord,
@@ -44,13 +42,11 @@ from llara.files import (
     disk_errors,
     foreign_folder,
     is_unclaimed,
-    json_bytes,
     refuse_differences,
     remove_leftovers,
     write_atomic,
 )
 from llara.progress import Progress
-from llara.terms import Terms
 
 WORK = ".work"  # scratch of a running job; removed at its end
 
@@ -104,7 +100,8 @@ def write_vectors(
         output: The folder; it is created, or completed where the same configuration made it.
         rows: All input rows of the corpus, from the first, also those of finished shards.
         encode: Called once per new shard with its accepted documents (one or more); returns float [documents, dim], and
-            where `identity` has settings of sparse vectors a pair of that and the documents' terms.
+            where `identity` has settings of sparse vectors a pair of that and the documents' terms; where it says that
+            long documents are cut, what `llara.encoding.numbers.Encoded` says.
         identity: JSON values that decide the vectors; dim, vector_dtype and shard_size are added. Under `sparse` those
             of sparse vectors, `vocabulary` among them, where such are wanted.
         dim: Size of a vector.
@@ -127,7 +124,7 @@ def write_vectors(
         kind="vectors",
         identity=decides,
         shard_size=shard_size,
-        numbers=Numbers(encode, dim, vector_dtype, identity.get(SPARSE, {}).get("vocabulary")),
+        numbers=Numbers(encode, dim, vector_dtype, identity.get(SPARSE, {}).get("vocabulary"), CUT in identity),
         progress=progress,
         about=about or {},
         extras=extras or {},
@@ -282,8 +279,7 @@ class _Writer:
             raise self._nothing_usable(summary.rejected)
         totals = {"documents": summary.documents, "rejected": summary.rejected, "rows": self.entries[-1]["end"]}
         content = {"shards": self.entries, "files": {name: record._asdict() for name, record in files.items()}}
-        corpus = hashlib.sha256(json_bytes([[entry["end"], entry["source"]] for entry in self.entries])).hexdigest()
-        state = {"state": "complete", "corpus": corpus}
+        state = {"state": "complete", "corpus": corpus_digest(self.entries)}
         write_sealed(self.folder / MANIFEST, {**self.job.opening(), **state, **totals, **content})
         return summary
 
@@ -326,74 +322,3 @@ def _entry(shard: Shard, digest: str) -> dict[str, Any]:
 def _changed(folder: Path, what: str) -> StorageError:
     advice = "a corpus may only grow at its end; choose another --output, or delete this folder to start again"
     return StorageError(folder, f"the corpus has changed since: {what}; {advice}")
-
-
-class Vectors:
-    """Reads a complete vectors folder; make one with `open`."""
-
-    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
-        self.folder = folder
-        self.manifest = manifest
-        self.identity: dict[str, Any] = manifest["identity"]
-        self.dim: int = self.identity["dim"]
-        self.documents = DocumentStore(folder, manifest)
-
-    @classmethod
-    def open(cls, folder: Path, verify: bool = False) -> Self:
-        """Opens a vectors folder after checking manifest, sidecars, sizes and headers; `verify`: all checksums too.
-
-        StorageError names the file that is missing or damaged, or says how to complete the folder.
-        """
-        manifest = read_manifest(folder, "vectors")
-        for error in check_folder(folder, manifest, full=verify):
-            raise error
-        return cls(folder, manifest)
-
-    def __len__(self) -> int:
-        return len(self.documents)
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 over what decides the vectors and over the shards; the folder's path and config.toml do not count."""
-        decides = {key: self.manifest[key] for key in ("format", "kind", "identity", "shards")}
-        return hashlib.sha256(json_bytes(decides)).hexdigest()
-
-    def shards(self) -> Iterator[Array]:
-        """Yields the vectors of each shard in order, [documents, dim], memory-mapped and read-only."""
-        for entry in self.manifest["shards"]:
-            yield open_vectors(self.folder, self.manifest, entry)
-
-    def sparse_settings(self) -> dict[str, Any]:
-        """Returns the settings of the sparse vectors; StorageError where the folder holds none."""
-        if SPARSE not in self.identity:
-            advice = "encode the corpus with --sparse into another folder"
-            raise StorageError(self.folder, f"holds no sparse vectors; {advice}")
-        return dict(self.identity[SPARSE])
-
-    def terms(self) -> Iterator[Terms]:
-        """Yields the sparse vectors of each shard in order, memory-mapped; StorageError where the folder holds none."""
-        vocabulary = self.sparse_settings()["vocabulary"]
-        for entry in self.manifest["shards"]:
-            shard = open_sidecar(self.folder, entry)
-            terms = open_terms(self.folder, shard)
-            check_terms(self.folder, shard, terms, vocabulary)
-            yield terms
-
-    def count_terms(self) -> int:
-        """Returns how many terms all documents have together; StorageError where the folder holds no sparse vectors."""
-        self.sparse_settings()
-        shards = (open_sidecar(self.folder, entry) for entry in self.manifest["shards"])
-        return sum(len(open_terms(self.folder, shard).ids) for shard in shards)
-
-    def ids(self, position: int) -> str:
-        """Returns the id of the document at a position; `documents.ids` gives many at once."""
-        return self.documents.id(position)
-
-
-def verify_vectors(folder: Path) -> list[str]:
-    """Recomputes every checksum of a vectors or documents folder; returns one message per damaged file."""
-    try:
-        manifest = read_manifest(folder)
-    except StorageError as error:
-        return [str(error)]
-    return [str(error) for error in check_folder(folder, manifest, full=True)]
