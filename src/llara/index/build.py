@@ -220,7 +220,7 @@ def cut(config: IndexConfig, source: Source) -> list[Source]:
 
 def fill(config: IndexConfig, source: Source, folder: Path) -> Manifest:
     """Writes the files of one part; returns its manifest, which is still to be published."""
-    files = write_ids(folder, _ids(source.store))
+    files = write_ids(folder, _ids(source.store), source.store.ids_bytes())
     if source.vectors is not None and source.vectors.cut:
         files |= write_passages(folder, source.vectors)
     made, settings = _write(config, source, folder)
