@@ -10,7 +10,7 @@ from llara.encoding.manifest import CUT, MANIFEST, SPARSE, record_model
 from llara.encoding.numbers import Encode, Encoded
 from llara.encoding.passages import Cutter
 from llara.encoding.shards import write_vectors
-from llara.files import foreign_folder, is_unclaimed
+from llara.files import LOCK, FolderLock, foreign_folder, is_unclaimed
 from llara.hardware import keep_freed_memory
 from llara.outputs import check_place
 from llara.progress import Progress
@@ -45,11 +45,14 @@ def encode(config: EncodeConfig) -> EncodeResult:
         ModelError: The model cannot be loaded, gives NaN, or has no LM head for sparse vectors.
         StorageError: A full disk, a second encoder, or a folder that belongs to another configuration or corpus.
     """
-    # Before minutes go into loading a model: is there a corpus, and may this folder be written?
+    # Before minutes go into loading a model: is there a corpus, may this folder be written, and does nobody else?
     check_place(config.output)
     refuse_other_form(config.model, FORMAT)
     if not is_unclaimed(config.output) and not (config.output / MANIFEST).exists():
         raise foreign_folder(config.output)
+    if (config.output / LOCK).exists():
+        with FolderLock(config.output):  # held by another encoder, or left by one that was killed
+            pass
     total = sum(1 for _ in read_rows(config.corpus))
     from llara.retriever import Retriever
 
