@@ -20,6 +20,7 @@ data folder. The last line is one JSON object.
 """
 
 import argparse
+import contextlib
 import gzip
 import json
 import os
@@ -49,6 +50,7 @@ BATCH_SIZES = (4, 8, 16, 32)
 LENGTH = {"passages": 128, "documents": 512}
 COUNT = {("mini", "passages"): 800, ("mini", "documents"): 160, ("wide", "passages"): 80, ("wide", "documents"): 16}
 PROMPT = " The original sentence: </s>"  # of the template `paper`
+KEPT = contextlib.ExitStack()  # what holds until a process ends
 WIDE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 2048}
 
 
@@ -66,12 +68,11 @@ def texts_of(name: str, count: int) -> list[str]:
 def _sources(count: int) -> Iterator[str]:
     """The first abstracts of SciFact and articles of Wikipedia, in turns."""
     paths = (DATA / "scifact" / "corpus.jsonl.gz", DATA / "wiki" / "articles.jsonl.gz")
-    files = [gzip.open(path, "rt", encoding="utf-8") for path in paths]
-    for number in range(count):
-        row = json.loads(files[number % 2].readline())
-        yield f"{row['title']} {row['text']}"
-    for file in files:
-        file.close()
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(gzip.open(path, "rt", encoding="utf-8")) for path in paths]
+        for number in range(count):
+            row = json.loads(files[number % 2].readline())
+            yield f"{row['title']} {row['text']}"
 
 
 def make_wide(folder: Path) -> None:
@@ -98,13 +99,9 @@ def open_ours(model: str, settings: dict[str, Any], texts: list[str], length: in
 def our_side(model: str, settings: dict[str, Any], texts: list[str], length: int) -> Step:
     from llara.hardware import keep_freed_memory
 
-    KEPT.append(keep_freed_memory())  # as `llara encode` does
-    KEPT[-1].__enter__()
+    KEPT.enter_context(keep_freed_memory())  # as `llara encode` does
     encode, _ = open_ours(model, settings, texts, length)
     return lambda number: len(encode())
-
-
-KEPT: list[Any] = []  # what holds until a process ends
 
 
 def open_theirs(model: str, texts: list[str], length: int) -> Any:
@@ -183,7 +180,6 @@ def compare(shape: str, model: str, name: str, rounds: int) -> dict[str, float]:
     check_equal(model, texts, length)
     known = facts(model, texts, length)
     taken: dict[str, list[float]] = {}
-    # One after the other, for eight models at once do not fit; rounds over all of them keep a slow minute from one side.
     sides = {each: Side(our_side, model, OURS[each], texts, length) for each in sides_here()}
     sides["theirs"] = Side(their_side, model, texts, length)
     turns = [(each, each, 0) for each in sides if each != "theirs"]

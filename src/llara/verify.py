@@ -129,10 +129,10 @@ def _verify_kept(path: Path, index: Index[Any]) -> str:
     identity, texts = index.manifest.model, path / index.manifest.documents
     if identity is None:
         return ""
+    if corpus.CUT in identity:
+        return f"no vector was computed again: they are of passages, which llara verify cuts again in {texts}"
     if not isinstance(index, Keeps):
         return f"no vector was computed again: an index of type {index.manifest.type} keeps none as it was"
-    if corpus.CUT in identity:
-        return f"no vector was computed again: they are of passages; llara verify does it in {texts}"
     try:
         store = DocumentStore.open(texts)
         positions = _positions(min(len(index), len(store)))

@@ -12,9 +12,11 @@ from llara.index.base import Index, Manifest, write_ids
 from llara.index.bm25 import Bm25Index, write_bm25
 from llara.index.faiss import Effort, FaissIndex, Shape, write_faiss
 from llara.index.flat import FlatIndex, write_flat
+from llara.index.milvus import choose_place, write_milvus
 from llara.index.opening import open_index
 from llara.index.parts import write_deleted
 from llara.index.sparse import SparseIndex, write_sparse
+from llara.progress import Progress
 from llara.records import Document
 from llara.terms import Terms
 
@@ -72,6 +74,15 @@ def make_faiss(
     files, written = write_faiss(folder, shards, count, str(vectors.dtype), shape)
     manifest(kind, count, written, {**files, **write_ids(folder, ids)}).publish(folder)
     return FaissIndex(folder, Manifest.read(folder), effort)
+
+
+def make_milvus(folder: Path, vectors: np.ndarray[Any, Any], ids: Sequence[str]) -> Index[Any]:
+    place = choose_place(folder, None, None, "FLAT", "fingerprint")
+    files = write_ids(folder, ids)
+    with Progress("index", len(ids), "documents") as shown:
+        settings = write_milvus(folder, [vectors], place, vectors.shape[1], 0, shown)
+    manifest("milvus", len(ids), settings, files).publish(folder)
+    return open_index(folder)
 
 
 def join(folder: Path, parts: Sequence[Index[Any]]) -> Index[Any]:

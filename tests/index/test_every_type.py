@@ -13,7 +13,7 @@ from llara.index.base import Allowed
 from llara.index.opening import AnyIndex, open_index
 from llara.records import Document
 from llara.terms import Terms
-from tests.index.helpers import as_terms, delete, join, make_bm25, make_faiss, make_flat, make_sparse
+from tests.index.helpers import as_terms, delete, join, make_bm25, make_faiss, make_flat, make_milvus, make_sparse
 from tests.reference.filtering import thinned
 
 WORDS = ("fox", "dog", "silver", "metal", "sleep", "jump")
@@ -115,12 +115,19 @@ def hnsw_parts(folder: Path, rows: Any, ids: Any) -> Any:
     return make_faiss(folder, rows, ids, "hnsw")
 
 
+def milvus(folder: Path) -> Case:
+    pytest.importorskip("pymilvus")
+    rows = counts().astype(np.float32)
+    return Case(make_milvus(folder, rows[:COUNT], IDS), rows[COUNT:])
+
+
 TYPES = {
     "flat": flat,
     "hnsw": approximate_type("hnsw"),
     "ivfpq": approximate_type("ivfpq"),
     "ivfpq, 4 bits": approximate_type("ivfpq", pq_bits=4, nlist=3),
     "rabitq": approximate_type("rabitq", rabitq_bits=4),
+    "milvus": milvus,
     "sparse": sparse,
     "bm25": bm25,
     "flat in parts": in_parts(make_flat),
@@ -129,6 +136,7 @@ TYPES = {
     "hnsw with deletions": with_deletions(approximate_type("hnsw")),
     "ivfpq with deletions": with_deletions(approximate_type("ivfpq")),
     "rabitq with deletions": with_deletions(approximate_type("rabitq", rabitq_bits=4, nlist=3)),
+    "milvus with deletions": with_deletions(milvus),
     "sparse with deletions": with_deletions(sparse),
     "bm25 with deletions": with_deletions(bm25),
 }

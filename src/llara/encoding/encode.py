@@ -63,7 +63,8 @@ def encode(config: EncodeConfig) -> EncodeResult:
         identity[SPARSE] = retriever.sparse_identity(term_options(config))
     if config.long == "cut":
         identity[CUT] = {"overlap": config.overlap}
-    with keep_freed_memory(), Progress("encode", total, "passages") as progress:
+    unit = "documents" if config.long == "cut" else "passages"
+    with keep_freed_memory(), Progress("encode", total, unit) as progress:
         summary = write_vectors(
             config.output,
             read_rows(config.corpus),
@@ -97,21 +98,34 @@ def encoder(retriever: "Retriever", config: EncodeConfig, length: int, on_batch:
         on_batch: Called with the passages done after each batch.
     """
     cutter = open_cutter(retriever, length, config.overlap) if config.long == "cut" else None
-    how: dict[str, Any] = {"token_budget": config.token_budget, "max_length": length, "on_batch": on_batch}
 
-    def encode_texts(texts: list[str], titles: list[str]) -> Any:
+    def encode_texts(texts: list[str], titles: list[str], on_batch: "OnBatch | None") -> Any:
+        how: dict[str, Any] = {"token_budget": config.token_budget, "max_length": length, "on_batch": on_batch}
         if config.sparse:
             return retriever.encode_passages_with_terms(texts, titles, term_options(config), **how)
         return retriever.encode_passages(texts, titles=titles, **how)
 
     def encode_documents(documents: list[Document]) -> Any:
         if cutter is None:
-            return encode_texts([each.text for each in documents], [each.title for each in documents])
+            return encode_texts([each.text for each in documents], [each.title for each in documents], on_batch)
         texts, titles, table = cutter.cut(documents)
-        found = encode_texts(texts, titles)
-        return Encoded(*found, table) if isinstance(found, tuple) else Encoded(found, passages=table)
+        found = encode_texts(texts, titles, on_batch and _in_documents(on_batch, len(documents), len(texts)))
+        vectors, terms = found if isinstance(found, tuple) else (found, None)
+        return Encoded(vectors, terms, table)
 
     return encode_documents
+
+
+def _in_documents(on_batch: "OnBatch", documents: int, passages: int) -> "OnBatch":
+    """Returns what counts documents, of as many passages each, where it is told of passages."""
+    done = 0
+
+    def advance(new: int) -> None:
+        nonlocal done
+        before, done = done, done + new
+        on_batch(done * documents // passages - before * documents // passages)
+
+    return advance
 
 
 def open_cutter(retriever: "Retriever", length: int, overlap: int) -> Cutter:

@@ -20,6 +20,7 @@ from llara.errors import DataError, StorageError
 from llara.files import IDENTITY, FolderLock, disk_errors, read_json, remove_leftovers
 from llara.index.base import Manifest, Positions
 from llara.index.build import CONFIG, IndexResult, Source, cut, fill_part, open_source, places, result
+from llara.index.milvus import delete_from_milvus
 from llara.index.opening import open_index
 from llara.index.parts import MANY, covered, id_lines, part_of, read_deleted, vectors_fingerprint, write_deleted
 
@@ -76,7 +77,10 @@ def delete_documents(config: IndexConfig) -> IndexResult:
             raise StorageError(config.output, "no document would be left; delete the folder instead")
         name, record = write_deleted(config.output, manifest, deleted)
         files = {each: file for each, file in manifest.files.items() if each != manifest.deleted}
-        return _publish(config, manifest, replace(manifest, deleted=name, files={**files, name: record}), 0)
+        found = _publish(config, manifest, replace(manifest, deleted=name, files={**files, name: record}), 0)
+        if manifest.type == "milvus":  # only now: a run that is stopped here has deleted them for every search
+            delete_from_milvus(config.output, manifest, deleted)
+        return found
 
 
 def _publish(config: IndexConfig, old: Manifest, new: Manifest, rejected: int) -> IndexResult:
@@ -124,7 +128,7 @@ def _new_documents(config: IndexConfig, manifest: Manifest, source: Source) -> S
     if source.vectors is None:
         return source
     tail = part_of(source.vectors, number, len(entries))
-    return source._replace(store=tail.documents, vectors=tail, fingerprint=tail.fingerprint)
+    return source._replace(store=tail.documents, vectors=tail, fingerprint=tail.fingerprint, start=manifest.total)
 
 
 def _read_ids(path: Path) -> dict[bytes, int]:

@@ -69,7 +69,7 @@ class PartedIndex:
     def score(self, queries: Any, positions: Sequence[Positions]) -> list[Floats]:
         """See `Index.score`; documents that were deleted have their score, too."""
         scores = [np.zeros(len(each), np.float32) for each in positions]
-        for part, start, stop in self._bounds():
+        for part, start, stop in self.bounds():
             inside = [(each >= start) & (each < stop) for each in positions]
             here = [each[chosen] - start for each, chosen in zip(positions, inside, strict=True)]
             for row, found in enumerate(part.score(queries, here)):
@@ -87,13 +87,14 @@ class PartedIndex:
         return Terms.join(found) if self.asks == "terms" else np.concatenate(found)
 
     def _search_parts(self, queries: Any, top_k: int, allowed: Allowed | None) -> Iterator[TopK]:
-        for part, start, stop in self._bounds():
+        for part, start, stop in self.bounds():
             here = None if allowed is None else Allowed.of(allowed.mask(start, stop))
             if here is None or here.count:
                 scores, positions = part.search(queries, top_k, None if here and here.count == len(part) else here)
                 yield TopK(scores, np.where(positions >= 0, positions + start, -1))
 
-    def _bounds(self) -> Iterator[tuple[Index[Any], int, int]]:
+    def bounds(self) -> Iterator[tuple[Index[Any], int, int]]:
+        """Yields each part with the positions of its first document, and of the one behind its last."""
         for part, (start, stop) in zip(self.parts, itertools.pairwise(self._starts.tolist()), strict=True):
             yield part, start, stop
 

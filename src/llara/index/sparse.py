@@ -14,7 +14,7 @@ from llara.encoding.arrays import Array, open_array, write_array, write_chunks
 from llara.encoding.manifest import SPARSE, find_model
 from llara.errors import DataError, ModelError, StorageError
 from llara.files import FileRecord
-from llara.index.base import Allowed, Asks, Floats, Manifest, Positions, StoredIds, TopK, best_first, stack
+from llara.index.base import Allowed, Asks, Floats, Ids, Manifest, Positions, StoredIds, TopK, best_first, stack
 from llara.terms import Terms
 
 POSTINGS = 1 << 24  # of a segment, at most: 128 MB; a single document may have more
@@ -32,8 +32,9 @@ class SparseIndex:
 
     asks: Asks = "terms"
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.manifest, self.ids = manifest, StoredIds(folder, manifest.count)
+    def __init__(self, folder: Path, manifest: Manifest, ids: Ids | None = None) -> None:
+        self.manifest = manifest
+        self.ids: Ids = StoredIds(folder, manifest.count) if ids is None else ids
         self.model = find_model(manifest.model_path, folder)
         self.settings: dict[str, Any] = (manifest.model or {})[SPARSE]
         self.vocabulary = int(self.settings["vocabulary"])

@@ -176,7 +176,7 @@ def _encode_a_little(config: PlanEncodeConfig, model: EmbeddingModel, work: _Wor
         nonlocal terms
         began = time.perf_counter()
         found = encoded([work.documents[number] for number in numbers])
-        if isinstance(found, tuple):
+        if isinstance(found, tuple) and found[1] is not None:
             terms = len(found[1].ids) / len(numbers)
         return time.perf_counter() - began
 
