@@ -79,7 +79,7 @@ class PartedIndex:
     def stored(self, positions: Positions) -> Floats | Terms:
         """Returns what the parts hold of documents at rising positions, deleted ones too; see `Keeps`."""
         found: list[Any] = []
-        for part, start, stop in self._bounds():
+        for part, start, stop in self.bounds():
             here = positions[(positions >= start) & (positions < stop)] - start
             if len(here):
                 assert isinstance(part, Keeps), "only types that keep their vectors need parts"
