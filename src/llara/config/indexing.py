@@ -102,7 +102,18 @@ class IndexConfig(JobConfig):
     def _change_problems(self) -> list[str]:
         """A change is made to an index as it was built."""
         flag = "--add" if self.add else "--delete"
-        names = ("type", "k1", "b", "language", "hnsw_m", "ef_construction", "nlist", "pq_m", "pq_bits", "rabitq_bits")
+        names: tuple[str, ...] = (
+            "type",
+            "k1",
+            "b",
+            "language",
+            "hnsw_m",
+            "ef_construction",
+            "nlist",
+            "pq_m",
+            "pq_bits",
+            "rabitq_bits",
+        )
         names += ("part_size", "seed", "uri", "collection", "milvus_index")
         problems = self._only_with(False, f"a new index, not with {flag}", *names)
         if self.delete is not None and (self.add or self.vectors is not None or self.corpus):

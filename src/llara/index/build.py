@@ -180,7 +180,7 @@ def _reuse(config: IndexConfig, source: Source) -> IndexResult:
     return result(config, manifest, source.rejected, reused=True)
 
 
-def places(output: Path, source: Source, model: str = "") -> dict[str, str]:
+def places(output: Path, source: Source, model: str = "") -> dict[str, Any]:
     """Returns where documents and model lie from `output`; `model` is what the manifest says of it so far."""
     if not model or not is_local(find_model(model, output)):
         model = _model_path(source, output)
