@@ -79,7 +79,6 @@ class Index(Protocol[Queries]):
         asks: Which of the three.
         manifest: What its folder says.
         model: The model that made the vectors, as `find_model` returns it; empty where none is needed.
-        ids: The id of every position, those of documents that were deleted among them.
     """
 
     asks: Asks
@@ -87,7 +86,9 @@ class Index(Protocol[Queries]):
     model: str
 
     @property
-    def ids(self) -> "Ids": ...
+    def ids(self) -> "Ids":
+        """The id of every position, those of documents that were deleted among them."""
+        ...
 
     def search(self, queries: Queries, top_k: int, allowed: Allowed | None = None) -> TopK:
         """Returns at most `top_k` hits per query, by score descending, ties by document id descending.
