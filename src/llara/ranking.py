@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import numpy as np
+
 from llara import progress
 from llara.config import ModelConfig
 from llara.encoding.manifest import SPARSE, is_local
@@ -15,9 +17,9 @@ from llara.index.base import Allowed
 from llara.index.faiss import Effort
 from llara.index.opening import AnyIndex, open_index
 from llara.index.parts import same_documents
+from llara.index.passages import Span, best_passages, part
 from llara.records import Hit, Query
 from llara.templates import Template
-from llara.terms import Terms
 
 if TYPE_CHECKING:
     from llara.lexical import TermOptions
@@ -101,11 +103,23 @@ class Indexes:
             for start in range(0, len(queries), BLOCK):
                 block = queries[start : start + BLOCK]
                 columns = [
-                    _search(index, _part(each, start, start + len(block)), block, depth, allowed)
+                    _search(index, part(each, start, start + len(block)), block, depth, allowed)
                     for index, each in zip(self.opened, asked, strict=True)
                 ]
                 yield from (list(row) for row in zip(*columns, strict=True))
                 advance(len(block))
+
+    def best_passages(self, asked: Sequence[Any], positions: Sequence[int]) -> list[Span | None]:
+        """Returns where the best passage for one query stands in the text of each document.
+
+        Told by the first index that has several passages of a document; None for each where none has. `asked` is what
+        `encode` gave for the query.
+        """
+        for index, each in zip(self.opened, asked, strict=True):
+            found = best_passages(index, each, np.array(positions, np.int64))
+            if found is not None:
+                return list(found)
+        return [None] * len(positions)
 
     def _term_options(self) -> "TermOptions":
         from llara.lexical import TermOptions
@@ -129,10 +143,6 @@ def fused(rankings: Sequence[Ranked], fuse_hits: Fusion) -> Ranked:
     }
     hits = fuse_hits(query_id, [ranked.hits for ranked in rankings])
     return Ranked(query_id, hits, [places[hit.document_id] for hit in hits])
-
-
-def _part(asked: Any, start: int, stop: int) -> Any:
-    return asked.part(start, stop) if isinstance(asked, Terms) else asked[start:stop]
 
 
 def _search(index: AnyIndex, asked: Any, queries: Sequence[Query], depth: int, allowed: Allowed | None) -> list[Ranked]:

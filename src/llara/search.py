@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from llara import progress
 from llara.conditions import Condition, parse_conditions
@@ -20,6 +20,7 @@ from llara.fuse import fusion
 from llara.index.base import Allowed
 from llara.index.faiss import Effort
 from llara.index.filters import allowed_documents
+from llara.index.passages import Span
 from llara.outputs import check_file_output, save_settings
 from llara.ranking import Indexes, Ranked, fused, show_progress
 from llara.records import Document, Hit, Query
@@ -90,14 +91,13 @@ def search(config: SearchConfig) -> SearchResult:
     searcher = Searcher(config)
     conditions = parse_conditions(config.filter)
     allowed = searcher.allowed(conditions)
-    found: Iterable[Ranked] = searcher.rank(
-        queries, config.top_k or (MANY if config.query is None else ONE), conditions
-    )
     answers: tuple[Found, ...] = ()
     totals = _Totals()
     if config.query is not None:
-        (only,) = found = list(found)
-        answers = searcher.describe(only, config.query)
+        ranked, answers = searcher.ask(config.query, config.top_k or ONE, conditions)
+        found: Iterable[Ranked] = [ranked]
+    else:
+        found = searcher.rank(queries, config.top_k or MANY, conditions)
     pairs = totals.count(found)
     if config.output is not None:
         write_run(config.output, pairs)
@@ -114,6 +114,13 @@ def search(config: SearchConfig) -> SearchResult:
         output=config.output,
         answers=answers,
     )
+
+
+class Answer(NamedTuple):
+    """What one query found: its hits, and the same as they are shown."""
+
+    ranked: Ranked
+    found: tuple[Found, ...]
 
 
 def check_query(text: str) -> str:
@@ -156,22 +163,33 @@ class Searcher:
         """The documents that the first index was built from; StorageError where they are gone."""
         return DocumentStore.open(self.indexes.folders[0] / self.indexes.opened[0].manifest.documents)
 
-    def ask(self, text: str, top_k: int = ONE, conditions: tuple[Condition, ...] = ()) -> tuple[Found, ...]:
+    def ask(self, text: str, top_k: int = ONE, conditions: tuple[Condition, ...] = ()) -> Answer:
         """Returns the hits of one query, with what is shown of them.
 
         Raises:
             ConfigError: The query is empty, or no document has a field of the conditions.
         """
-        (ranked,) = self.rank([Query(QUERY_ID, check_query(text))], top_k, conditions)
-        return self.describe(ranked, text)
+        queries, allowed = [Query(QUERY_ID, check_query(text))], self.allowed(conditions)
+        asked = self._encode(queries)
+        (ranked,) = self._rank(queries, asked, top_k, allowed)
+        spans = self.indexes.best_passages(asked, ranked.positions)
+        return Answer(ranked, self._describe(ranked, text, spans))
 
     def rank(self, queries: Sequence[Query], top_k: int, conditions: tuple[Condition, ...] = ()) -> Iterator[Ranked]:
         """Encodes queries where an index needs it, at once: before a run is opened. Searches as it is iterated."""
-        config, allowed = self.config, self.allowed(conditions)
+        allowed = self.allowed(conditions)
+        return self._rank(queries, self._encode(queries), top_k, allowed)
+
+    def _encode(self, queries: Sequence[Query]) -> list[Any]:
         with contextlib.ExitStack() as stack:
             advance = show_progress(stack, "encode", len(queries)) if self.indexes.needs_model else None
             texts = [query.text for query in queries]
-            asked = self.indexes.encode(texts, token_budget=config.token_budget, on_batch=advance)
+            return self.indexes.encode(texts, token_budget=self.config.token_budget, on_batch=advance)
+
+    def _rank(
+        self, queries: Sequence[Query], asked: list[Any], top_k: int, allowed: Allowed | None
+    ) -> Iterator[Ranked]:
+        config = self.config
         depth = config.depth if config.hybrid else top_k
         fuse_hits = fusion(config.method, config.weights, config.k, top_k)
         return (fused(rankings, fuse_hits) for rankings in self.indexes.rank(queries, asked, depth, allowed))
@@ -192,16 +210,19 @@ class Searcher:
             self._allowed[conditions] = found
         return self._allowed[conditions]
 
-    def describe(self, found: Ranked, query: str) -> tuple[Found, ...]:
-        """Returns the hits with titles and the parts of the texts that speak of the query; a note where texts lack."""
+    def _describe(self, found: Ranked, query: str, spans: Sequence[Span | None]) -> tuple[Found, ...]:
+        """Returns the hits with titles and the parts of the texts that speak of the query; a note where texts lack.
+
+        Where a document's best passage is known, the part is one of that.
+        """
         documents = [Document(hit.document_id, "") for hit in found.hits]
         try:
             documents = [self._look_up(*each) for each in zip(documents, found.positions, strict=True)]
         except StorageError as error:  # the index is whole without its texts, so the hits are still right
             progress.note(f"texts cannot be shown: {error}")
         return tuple(
-            Found(hit.rank, hit.score, hit.document_id, document.title, snippet(document.text, query))
-            for hit, document in zip(found.hits, documents, strict=True)
+            Found(hit.rank, hit.score, hit.document_id, document.title, _snippet(document.text, span, query))
+            for hit, document, span in zip(found.hits, documents, spans, strict=True)
         )
 
     def _look_up(self, document: Document, position: int) -> Document:
@@ -211,6 +232,10 @@ class Searcher:
             return self.store.get(position)
         elsewhere = self.store.find(document.id)
         return document if elsewhere is None else self.store.get(elsewhere)
+
+
+def _snippet(text: str, span: Span | None, query: str) -> str:
+    return snippet(text if span is None else text[span[0] : span[1]], query)
 
 
 def snippet(text: str, query: str, width: int = 200) -> str:

@@ -1,13 +1,14 @@
-"""A corpus, an encoder without a model, and digests of whole folders."""
+"""A corpus, encoders and a retriever without a model, and digests of whole folders."""
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from llara.config import ModelConfig
 from llara.data import read_rows
 from llara.encoding.shards import VectorsSummary, write_vectors
 from llara.records import Document
@@ -67,6 +68,36 @@ class SparseEncoder(FakeEncoder):
 
     def __call__(self, documents: list[Document]) -> Any:
         return super().__call__(documents), Terms.of_rows([terms_of(document) for document in documents])
+
+
+class FakeRetriever:
+    """Has the face of `Retriever`; its vectors tell what it was asked."""
+
+    dim = 4
+    passage_length = 160
+    identity: dict[str, Any] = {"model_fingerprint": "abc", "contract": {"template": "paper"}}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        self.loaded: dict[str, Any] = {}
+        self.calls: list[tuple[int, int, int | None]] = []
+
+    def for_job(self, config: ModelConfig) -> "FakeRetriever":
+        self.loaded = vars(config)
+        return self
+
+    def encode_passages(
+        self,
+        texts: Sequence[str],
+        titles: Sequence[str],
+        token_budget: int,
+        max_length: int | None,
+        on_batch: Callable[[int], None],
+    ) -> np.ndarray[Any, Any]:
+        self.calls.append((len(texts), token_budget, max_length))
+        on_batch(len(texts))
+        vectors = np.zeros((len(texts), self.dim), np.float32)
+        vectors[:, :4] = [[len(text), len(title), 0, 1] for text, title in zip(texts, titles, strict=True)]
+        return vectors
 
 
 def run_sparse(corpus: Path, output: Path, shard_size: int = 10, **changes: Any) -> VectorsSummary:

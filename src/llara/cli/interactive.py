@@ -13,7 +13,7 @@ from llara.conditions import Condition, parse_conditions
 from llara.config import SearchConfig
 from llara.errors import ConfigError, LlaraError, nearest
 from llara.progress import note
-from llara.search import ONE, Found, Searcher
+from llara.search import ONE, Searcher
 
 PROMPT = "query> "
 HELP = """A line is a query. Commands:
@@ -69,7 +69,7 @@ class Conversation:
         if not query:
             raise ConfigError("the line is empty: it asks nothing; :help lists the commands, Ctrl-D ends")
         began = time.perf_counter()
-        found: tuple[Found, ...] = self.searcher.ask(query, self.top_k, self.conditions)
+        found = self.searcher.ask(query, self.top_k, self.conditions).found
         seconds = round(time.perf_counter() - began, 4)
         return Reply({"query": query, "answers": plain(found), "seconds": seconds}, render_hits(map(Row._make, found)))
 

@@ -10,7 +10,7 @@ from llara.encoding.manifest import CUT, MANIFEST, SPARSE, record_model
 from llara.encoding.numbers import Encode, Encoded
 from llara.encoding.passages import Cutter
 from llara.encoding.shards import write_vectors
-from llara.files import foreign_folder, is_unclaimed
+from llara.files import LOCK, FolderLock, foreign_folder, is_unclaimed
 from llara.hardware import keep_freed_memory
 from llara.outputs import check_place
 from llara.progress import Progress
@@ -45,11 +45,14 @@ def encode(config: EncodeConfig) -> EncodeResult:
         ModelError: The model cannot be loaded, gives NaN, or has no LM head for sparse vectors.
         StorageError: A full disk, a second encoder, or a folder that belongs to another configuration or corpus.
     """
-    # Before minutes go into loading a model: is there a corpus, and may this folder be written?
+    # Before minutes go into loading a model: is there a corpus, may this folder be written, and does nobody else?
     check_place(config.output)
     refuse_other_form(config.model, FORMAT)
     if not is_unclaimed(config.output) and not (config.output / MANIFEST).exists():
         raise foreign_folder(config.output)
+    if (config.output / LOCK).exists():
+        with FolderLock(config.output):  # held by another encoder, or left by one that was killed
+            pass
     total = sum(1 for _ in read_rows(config.corpus))
     from llara.retriever import Retriever
 
@@ -60,7 +63,8 @@ def encode(config: EncodeConfig) -> EncodeResult:
         identity[SPARSE] = retriever.sparse_identity(term_options(config))
     if config.long == "cut":
         identity[CUT] = {"overlap": config.overlap}
-    with keep_freed_memory(), Progress("encode", total, "passages") as progress:
+    unit = "documents" if config.long == "cut" else "passages"
+    with keep_freed_memory(), Progress("encode", total, unit) as progress:
         summary = write_vectors(
             config.output,
             read_rows(config.corpus),
@@ -94,21 +98,34 @@ def encoder(retriever: "Retriever", config: EncodeConfig, length: int, on_batch:
         on_batch: Called with the passages done after each batch.
     """
     cutter = open_cutter(retriever, length, config.overlap) if config.long == "cut" else None
-    how: dict[str, Any] = {"token_budget": config.token_budget, "max_length": length, "on_batch": on_batch}
 
-    def encode_texts(texts: list[str], titles: list[str]) -> Any:
+    def encode_texts(texts: list[str], titles: list[str], on_batch: "OnBatch | None") -> Any:
+        how: dict[str, Any] = {"token_budget": config.token_budget, "max_length": length, "on_batch": on_batch}
         if config.sparse:
             return retriever.encode_passages_with_terms(texts, titles, term_options(config), **how)
         return retriever.encode_passages(texts, titles=titles, **how)
 
     def encode_documents(documents: list[Document]) -> Any:
         if cutter is None:
-            return encode_texts([each.text for each in documents], [each.title for each in documents])
+            return encode_texts([each.text for each in documents], [each.title for each in documents], on_batch)
         texts, titles, table = cutter.cut(documents)
-        found = encode_texts(texts, titles)
-        return Encoded(*found, table) if isinstance(found, tuple) else Encoded(found, passages=table)
+        found = encode_texts(texts, titles, on_batch and _in_documents(on_batch, len(documents), len(texts)))
+        vectors, terms = found if isinstance(found, tuple) else (found, None)
+        return Encoded(vectors, terms, table)
 
     return encode_documents
+
+
+def _in_documents(on_batch: "OnBatch", documents: int, passages: int) -> "OnBatch":
+    """Returns what counts documents, of as many passages each, where it is told of passages."""
+    done = 0
+
+    def advance(new: int) -> None:
+        nonlocal done
+        before, done = done, done + new
+        on_batch(done * documents // passages - before * documents // passages)
+
+    return advance
 
 
 def open_cutter(retriever: "Retriever", length: int, overlap: int) -> Cutter:

@@ -40,6 +40,7 @@ from llara.index.flat import write_flat
 from llara.index.milvus import choose_place, write_milvus
 from llara.index.opening import open_index
 from llara.index.parts import PART, covered, cut_shards, read_deleted, vectors_fingerprint
+from llara.index.passages import write_passages
 from llara.index.sparse import PASSES, write_sparse
 from llara.invocation import shell_line
 from llara.outputs import check_place
@@ -87,6 +88,9 @@ def build_index(config: IndexConfig) -> IndexResult:
         check_language(config.language)
     # What can be found wrong with the input must be found before the output folder is claimed.
     vectors = Vectors.open(config.vectors, config.verify) if config.vectors else None
+    if vectors is not None and vectors.cut and config.type == "milvus":
+        advice = "take another --type, or encode the corpus with --long truncate"
+        raise StorageError(vectors.folder, f"holds several passages of a document, --type milvus takes one; {advice}")
     if vectors is not None and config.type == "sparse":
         vectors.sparse_settings()
     next(read_rows(config.corpus) if config.corpus else iter(()), None)
@@ -199,8 +203,9 @@ def cut(config: IndexConfig, source: Source) -> list[Source]:
     """Returns what goes into each part of an index: all into one where the type needs no memory for it."""
     if source.vectors is None or config.type not in TYPES:
         return [source]
-    shape = Shape.of(config, len(source.store), source.vectors.dim)
-    size = config.part_size or max(1, MEMORY // shape.bytes_per_vector)
+    rows = source.vectors.count_rows()
+    shape = Shape.of(config, rows, source.vectors.dim)
+    size = config.part_size or max(1, MEMORY // shape.bytes_per_vector * len(source.store) // rows)
     return [
         source._replace(store=part.documents, vectors=part, fingerprint=part.fingerprint)
         for part in cut_shards(source.vectors, size)
@@ -209,7 +214,9 @@ def cut(config: IndexConfig, source: Source) -> list[Source]:
 
 def fill(config: IndexConfig, source: Source, folder: Path) -> Manifest:
     """Writes the files of one part; returns its manifest, which is still to be published."""
-    files = write_ids(folder, _ids(source.store))
+    files = write_ids(folder, _ids(source.store), source.store.ids_bytes())
+    if source.vectors is not None and source.vectors.cut:
+        files |= write_passages(folder, source.vectors)
     made, settings = _write(config, source, folder)
     return Manifest(
         type=config.type,
@@ -247,10 +254,11 @@ def _finished_part(folder: Path, source: Source) -> Manifest | None:
 
 def _write(config: IndexConfig, source: Source, folder: Path) -> tuple[dict[str, FileRecord], dict[str, Any]]:
     """Writes the files of the type; returns their records and the settings."""
-    vectors, count = source.vectors, len(source.store)
+    vectors = source.vectors
     if vectors is not None and config.type == "sparse":
         return write_sparse(folder, _Passes(vectors), vectors.sparse_settings()["vocabulary"])
-    with progress.Progress("index", count, "documents") as shown:
+    count = len(source.store) if vectors is None else vectors.count_rows()
+    with progress.Progress("index", count, _unit(vectors)) as shown:
         if vectors is not None and config.type in TYPES:
             shape = Shape.of(config, count, vectors.dim)
             # Of vectors in 8 bits, what they stand for is kept: a score is then that of a flat index.
@@ -280,8 +288,13 @@ class _Passes:
 
     def __call__(self) -> Iterator[Terms]:
         self.number += 1
-        with progress.Progress(f"index, pass {self.number} of {PASSES}", len(self.vectors), "documents") as shown:
+        label, count = f"index, pass {self.number} of {PASSES}", self.vectors.count_rows()
+        with progress.Progress(label, count, _unit(self.vectors)) as shown:
             yield from _shards(self.vectors.terms(), shown)
+
+
+def _unit(vectors: Vectors | None) -> str:
+    return "passages" if vectors is not None and vectors.cut else "documents"
 
 
 def _model_path(source: Source, output: Path) -> str:

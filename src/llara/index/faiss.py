@@ -21,7 +21,7 @@ from llara.encoding.arrays import Array, open_array, write_chunks_of
 from llara.encoding.manifest import find_model
 from llara.errors import ConfigError, StorageError
 from llara.files import TEMPORARY, FileRecord
-from llara.index.base import Allowed, Asks, Floats, Manifest, Positions, StoredIds, TopK, best_first, best_rows
+from llara.index.base import Allowed, Asks, Floats, Ids, Manifest, Positions, StoredIds, TopK, best_first, best_rows
 from llara.index.flat import FILE, check_queries, exact_scores, selector
 from llara.index.written import write_index
 from llara.progress import Progress
@@ -75,8 +75,9 @@ class FaissIndex:
 
     asks: Asks = "vectors"
 
-    def __init__(self, folder: Path, manifest: Manifest, effort: Effort | None = None) -> None:
-        self.manifest, self.ids = manifest, StoredIds(folder, manifest.count)
+    def __init__(self, folder: Path, manifest: Manifest, effort: Effort | None = None, ids: Ids | None = None) -> None:
+        self.manifest = manifest
+        self.ids: Ids = StoredIds(folder, manifest.count) if ids is None else ids
         self.model = find_model(manifest.model_path, folder)
         self.dim = int(manifest.settings["dim"])
         self.effort = effort or Effort()
@@ -114,6 +115,10 @@ class FaissIndex:
     def score(self, queries: Floats, positions: Sequence[Positions]) -> list[Floats]:
         """Returns the exact scores of given documents, per query int64 [n] to float32 [n], as `search` gives them."""
         return [exact_scores(self._vectors, query, each) for query, each in zip(queries, positions, strict=True)]
+
+    def stored(self, positions: Positions) -> Floats:
+        """Returns the vectors of documents, int64 [n] to float32 [n, dim]."""
+        return np.array(self._vectors[positions], np.float32)
 
     @property
     def origin(self) -> str:

@@ -12,7 +12,7 @@ from llara.encoding.arrays import Array
 from llara.encoding.manifest import find_model
 from llara.errors import ModelError, StorageError
 from llara.files import FileRecord, write_atomic
-from llara.index.base import Allowed, Asks, Floats, Manifest, Positions, StoredIds, TopK, best_first, stack
+from llara.index.base import Allowed, Asks, Floats, Ids, Manifest, Positions, StoredIds, TopK, best_first, stack
 
 FILE = "index.faiss"
 _BATCH = 1024  # queries per FAISS call, fewer where that many hits at once would take much memory
@@ -30,8 +30,9 @@ class FlatIndex:
 
     asks: Asks = "vectors"
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.manifest, self.ids = manifest, StoredIds(folder, manifest.count)
+    def __init__(self, folder: Path, manifest: Manifest, ids: Ids | None = None) -> None:
+        self.manifest = manifest
+        self.ids: Ids = StoredIds(folder, manifest.count) if ids is None else ids
         self.model = find_model(manifest.model_path, folder)
         self.dim = int(manifest.settings["dim"])
         self._max_norm = float(manifest.settings["max_norm"])
@@ -63,6 +64,10 @@ class FlatIndex:
     def score(self, queries: Floats, positions: Sequence[Positions]) -> list[Floats]:
         """Returns the scores of given documents, per query int64 [n] to float32 [n], as `search` gives them."""
         return [exact_scores(self._vectors, query, each) for query, each in zip(queries, positions, strict=True)]
+
+    def stored(self, positions: Positions) -> Floats:
+        """Returns the vectors of documents, int64 [n] to float32 [n, dim]."""
+        return np.array(self._vectors[positions], np.float32)
 
     @property
     def origin(self) -> str:

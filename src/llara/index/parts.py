@@ -16,7 +16,8 @@ from llara.encoding.manifest import find_model
 from llara.encoding.shards import Vectors
 from llara.errors import StorageError
 from llara.files import FileRecord, confined
-from llara.index.base import IDS, Allowed, Asks, Floats, Ids, Index, Manifest, Positions, TopK, best_rows
+from llara.index.base import IDS, Allowed, Asks, Floats, Ids, Index, Keeps, Manifest, Positions, TopK, best_rows
+from llara.terms import Terms
 
 PART = "part-{:05d}"  # folder of the documents that do not lie in the index folder itself
 DELETED = (
@@ -68,21 +69,32 @@ class PartedIndex:
     def score(self, queries: Any, positions: Sequence[Positions]) -> list[Floats]:
         """See `Index.score`; documents that were deleted have their score, too."""
         scores = [np.zeros(len(each), np.float32) for each in positions]
-        for part, start, stop in self._bounds():
+        for part, start, stop in self.bounds():
             inside = [(each >= start) & (each < stop) for each in positions]
             here = [each[chosen] - start for each, chosen in zip(positions, inside, strict=True)]
             for row, found in enumerate(part.score(queries, here)):
                 scores[row][inside[row]] = found
         return scores
 
+    def stored(self, positions: Positions) -> Floats | Terms:
+        """Returns what the parts hold of documents at rising positions, deleted ones too; see `Keeps`."""
+        found: list[Any] = []
+        for part, start, stop in self.bounds():
+            here = positions[(positions >= start) & (positions < stop)] - start
+            if len(here):
+                assert isinstance(part, Keeps), "only types that keep their vectors need parts"
+                found.append(part.stored(here))
+        return Terms.join(found) if self.asks == "terms" else np.concatenate(found)
+
     def _search_parts(self, queries: Any, top_k: int, allowed: Allowed | None) -> Iterator[TopK]:
-        for part, start, stop in self._bounds():
+        for part, start, stop in self.bounds():
             here = None if allowed is None else Allowed.of(allowed.mask(start, stop))
             if here is None or here.count:
                 scores, positions = part.search(queries, top_k, None if here and here.count == len(part) else here)
                 yield TopK(scores, np.where(positions >= 0, positions + start, -1))
 
-    def _bounds(self) -> Iterator[tuple[Index[Any], int, int]]:
+    def bounds(self) -> Iterator[tuple[Index[Any], int, int]]:
+        """Yields each part with the positions of its first document, and of the one behind its last."""
         for part, (start, stop) in zip(self.parts, itertools.pairwise(self._starts.tolist()), strict=True):
             yield part, start, stop
 

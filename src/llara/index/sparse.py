@@ -14,7 +14,7 @@ from llara.encoding.arrays import Array, open_array, write_array, write_chunks
 from llara.encoding.manifest import SPARSE, find_model
 from llara.errors import DataError, ModelError, StorageError
 from llara.files import FileRecord
-from llara.index.base import Allowed, Asks, Floats, Manifest, Positions, StoredIds, TopK, best_first, stack
+from llara.index.base import Allowed, Asks, Floats, Ids, Manifest, Positions, StoredIds, TopK, best_first, stack
 from llara.terms import Terms
 
 POSTINGS = 1 << 24  # of a segment, at most: 128 MB; a single document may have more
@@ -32,8 +32,9 @@ class SparseIndex:
 
     asks: Asks = "terms"
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.manifest, self.ids = manifest, StoredIds(folder, manifest.count)
+    def __init__(self, folder: Path, manifest: Manifest, ids: Ids | None = None) -> None:
+        self.manifest = manifest
+        self.ids: Ids = StoredIds(folder, manifest.count) if ids is None else ids
         self.model = find_model(manifest.model_path, folder)
         self.settings: dict[str, Any] = (manifest.model or {})[SPARSE]
         self.vocabulary = int(self.settings["vocabulary"])
@@ -58,6 +59,20 @@ class SparseIndex:
     def score(self, queries: Terms, positions: Sequence[Positions]) -> list[Floats]:
         """Returns the scores of given documents, per query int64 [n] to float32 [n]; 0 without a term in common."""
         return [self._score(*queries.of(row), each) for row, each in enumerate(positions)]
+
+    def stored(self, positions: Positions) -> Terms:
+        """Returns the terms of documents at rising positions, int64 [n]. Reads the segments that hold them whole."""
+        rows: list[tuple[Array, Array]] = []
+        for segment in np.unique(np.searchsorted(self._bounds, positions, side="right") - 1).tolist():
+            begin, end = self._bounds[segment], self._bounds[segment + 1]
+            starts = self._starts[segment]
+            places = self._positions[starts[0] : starts[-1]]
+            for row in positions[(positions >= begin) & (positions < end)] - begin:
+                at = np.flatnonzero(places == row) + starts[0]
+                ids, weights = np.searchsorted(starts, at, side="right") - 1, self._weights[at]
+                order = np.lexsort((ids, -weights))
+                rows.append((ids[order], weights[order]))
+        return Terms.of_rows(rows)
 
     @property
     def origin(self) -> str:

@@ -46,12 +46,13 @@ OPENING = 0.05  # seconds of small files beside it, and of reading the finished 
 class _Input(NamedTuple):
     """What is indexed: how many documents, a sample of them, and rows that no store holds yet.
 
-    dim: Size of a vector. read_seconds: Of all rows. remarks: How the documents were counted.
+    vectors: How many there are, more than documents where long ones were cut. dim: Size of one. read_seconds: Of all rows. remarks: How the documents were counted.
     """
 
     total: int
     documents: list[Document]
     rows: tuple[Sampled, ...]
+    vectors: int
     dim: int
     read_seconds: float
     remarks: tuple[str, ...]
@@ -120,7 +121,7 @@ def _import_libraries(config: PlanIndexConfig) -> None:
 def _of_vectors(config: PlanIndexConfig, vectors: Vectors) -> _Input:
     positions = draw_sample(range(len(vectors)), config.sample, SEED)
     documents = [vectors.documents.get(position) for position in positions]
-    return _Input(len(vectors), documents, (), vectors.dim, 0.0, ())
+    return _Input(len(vectors), documents, (), vectors.count_rows(), vectors.dim, 0.0, ())
 
 
 def _of_corpus(config: PlanIndexConfig) -> _Input:
@@ -136,7 +137,7 @@ def _of_corpus(config: PlanIndexConfig) -> _Input:
         with hushed():
             dim = load_model(model, for_training=True, weights=False, usual=MEAN).dim  # any template will do
     how = f"documents were {'counted' if found.counted else 'estimated'}"
-    return _Input(count, documents, found.sample, dim, found.read_seconds, (how, *found.remarks))
+    return _Input(count, documents, found.sample, count, dim, found.read_seconds, (how, *found.remarks))
 
 
 def _of_type(config: PlanIndexConfig, folder: Path, given: _Input) -> _Found:
@@ -177,12 +178,14 @@ def _flat(folder: Path, given: _Input) -> _Found:
     """Writes one shard's worth of vectors, and ids."""
     base = held_memory()
     forget_peak()
-    block = np.random.default_rng(SEED).standard_normal((min(SHARD, given.total), given.dim), dtype=np.float32)
+    block = np.random.default_rng(SEED).standard_normal((min(SHARD, given.vectors), given.dim), dtype=np.float32)
     began = time.perf_counter()
     write_flat(folder, [block], len(block), given.dim)
-    writing = (time.perf_counter() - began) * given.total / len(block)
+    writing = (time.perf_counter() - began) * given.vectors / len(block)
     ids, names = _ids(folder, given)
-    disk = {"vectors": 4 * given.dim * given.total, "ids": names}
+    disk = {"vectors": 4 * given.dim * given.vectors, "ids": names}
+    if given.vectors > given.total:
+        disk["places of passages"] = 24 * given.vectors
     return _Found({"write": writing, "ids": ids}, disk, max(peak_memory() - base, 0))
 
 
