@@ -219,7 +219,7 @@ class Shape:
             chosen |= {"pq_m": config.pq_m or usual_pieces(dim), "pq_bits": bits}
             if dim % chosen["pq_m"]:
                 problems.append(f"--pq-m: {chosen['pq_m']} does not divide the vectors' size, {dim}")
-            if 1 << bits > count:
+            if config.pq_bits and 1 << bits > count:
                 problems.append(f"--pq-bits: {bits} bits name {1 << bits} centroids, there are {count:,} vectors")
         if problems:
             raise ConfigError(problems)
@@ -230,11 +230,11 @@ class Shape:
         """Memory that building takes per vector, about; what training takes comes on top."""
         if self.type == "hnsw":
             return 4 * self.dim + 8 * self.settings["hnsw_m"] + 32
-        codes = self.settings["pq_m"] * self.settings["pq_bits"] if self.type == "ivfpq" else self._rabitq_bits()
-        return int(2 * (codes // 8 + 8))  # the lists grow by doubling
-
-    def _rabitq_bits(self) -> int:
-        return int(self.dim * self.settings["rabitq_bits"] + 192)
+        if self.type == "ivfpq":
+            bits = self.settings["pq_m"] * self.settings["pq_bits"]
+        else:
+            bits = self.dim * self.settings["rabitq_bits"] + 192  # three or more numbers of 32 bits correct an estimate
+        return 2 * (int(bits) // 8 + 8)  # with the position; the lists grow by doubling
 
     def make(self) -> Any:
         """Returns the empty FAISS index."""
@@ -325,7 +325,9 @@ def _sample(vectors: Array, shape: Shape) -> Floats:
     wanted = max(TRAIN * shape.settings["nlist"], TRAIN << shape.settings.get("pq_bits", 0))
     wanted = min(len(vectors), wanted, max(SAMPLE_BYTES // (4 * shape.dim), shape.settings["nlist"]))
     rng = np.random.default_rng(shape.settings["seed"])
-    return np.asarray(vectors[np.sort(rng.choice(len(vectors), wanted, replace=False))], np.float32)
+    sample = np.asarray(vectors[np.sort(rng.choice(len(vectors), wanted, replace=False))], np.float32)
+    # FAISS wants as many as there are centroids; of a corpus of one document, it gets that twice.
+    return sample[np.arange(max(len(sample), 1 << shape.settings.get("pq_bits", 0))) % len(sample)]
 
 
 def _add(index: Any, vectors: Array, shown: Progress | None) -> None:
