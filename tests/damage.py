@@ -5,6 +5,7 @@ builds is there by itself.
 """
 
 import contextlib
+import itertools
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,14 +15,16 @@ import numpy as np
 
 from llara.config import IndexConfig, VerifyConfig
 from llara.encoding.documents import DocumentStore
-from llara.encoding.manifest import SPARSE
+from llara.encoding.manifest import CUT, SPARSE
+from llara.encoding.numbers import Encoded
 from llara.encoding.shards import Vectors
 from llara.errors import LlaraError
 from llara.index.build import build_index
 from llara.index.opening import open_index
+from llara.records import Document
 from llara.terms import Terms
 from llara.verify import verify
-from tests.encoding.helpers import corpus_lines, run, run_sparse, write_corpus
+from tests.encoding.helpers import IDENTITY, corpus_lines, run, run_sparse, vector_of, write_corpus
 from tests.index.helpers import as_terms
 
 ROWS, SHARD_SIZE = 90, 45
@@ -107,10 +110,33 @@ def make_rounded(folder: Path) -> Path:
     return folder / "rounded"
 
 
+def make_cut(folder: Path) -> Path:
+    """Makes vectors of documents that were cut into two passages each."""
+
+    def encode(documents: list[Document]) -> Encoded:
+        halves = [(0, len(each.text) // 2, len(each.text)) for each in documents]
+        table = [(number, *half) for number, ends in enumerate(halves) for half in itertools.pairwise(ends)]
+        vectors = [np.float32(vector_of(documents[number])) + start for number, start, _ in table]
+        return Encoded(np.stack(vectors), passages=np.array(table, np.int64))
+
+    identity = {**IDENTITY, CUT: {"overlap": 0}}
+    if not (folder / "cut").exists():
+        run(folder / "corpus.jsonl", folder / "cut", SHARD_SIZE, encode=encode, identity=identity, extras=EXTRAS)
+    return folder / "cut"
+
+
+def make_passages(folder: Path) -> Path:
+    """Makes an index of passages."""
+    build_index(IndexConfig(vectors=make_cut(folder), output=folder / "passages"))
+    return folder / "passages"
+
+
 def use_vectors(folder: Path, vectors: Vectors) -> None:
     """Reads every vector, term and document."""
     for shard in vectors.shards():
         shard.sum()
+    for table in vectors.passages() if vectors.cut else ():
+        table.sum()
     for terms in vectors.terms() if SPARSE in vectors.identity else ():
         Terms.join([terms.part(row, row + 1) for row in range(len(terms))])
     read_documents(vectors.documents)
@@ -142,12 +168,13 @@ def queries_for(index: Any) -> Any:
         return ["Text Größe", "title 1 3 5", "漢字 text text"]
     if index.asks == "terms":
         return as_terms([{number: 0.5 + number for number in range(start, 50, 3)} for start in range(3)])
-    return np.random.default_rng(0).standard_normal((3, index.dim)).astype(np.float32)
+    dim = int(index.manifest.settings["dim"])
+    return np.random.default_rng(0).standard_normal((3, dim)).astype(np.float32)
 
 
 def index_types() -> tuple[str, ...]:
-    """Returns every type that `llara index` builds."""
-    return get_args(get_type_hints(IndexConfig)["type"])
+    """Returns every type that `llara index` builds from files of its own; what Milvus keeps has no checksum of ours."""
+    return tuple(kind for kind in get_args(get_type_hints(IndexConfig)["type"]) if kind != "milvus")
 
 
 def make_index(kind: str) -> Callable[[Path], Path]:
@@ -170,6 +197,8 @@ def open_any_index(folder: Path, verify: bool) -> Any:
 KINDS = {
     "vectors": Kind(lambda folder: folder / "vectors", Vectors.open, use_vectors),
     "rounded": Kind(make_rounded, Vectors.open, use_vectors),
+    "cut": Kind(make_cut, Vectors.open, use_vectors),
+    "passages": Kind(make_passages, open_any_index, use_index),
     **{kind: Kind(make_index(kind), open_any_index, use_index) for kind in index_types()},
 }
 

@@ -130,7 +130,7 @@ def _verify_kept(path: Path, index: Index[Any]) -> str:
     if identity is None:
         return ""
     if corpus.CUT in identity:
-        return f"no vector was computed again: they are of passages; llara verify does it in {texts}"
+        return f"no vector was computed again: they are of passages, which llara verify cuts again in {texts}"
     if not isinstance(index, Keeps):
         return f"no vector was computed again: an index of type {index.manifest.type} keeps none as it was"
     try:

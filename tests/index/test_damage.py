@@ -17,7 +17,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_sources(tmp_path_factory.mktemp("damage"))
 
 
-@pytest.fixture(scope="module", params=TYPES)
+@pytest.fixture(scope="module", params=[*TYPES, "passages"])
 def index(request: pytest.FixtureRequest, sources: Path) -> Path:
     return KINDS[request.param].make(sources)
 
