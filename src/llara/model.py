@@ -233,9 +233,7 @@ class EmbeddingModel:
         return self.encode_rows(self.tokenise(texts, side, max_length), side, token_budget, on_batch)
 
     def tokenise(self, texts: Sequence[str], side: SideName, max_length: int | None = None) -> list[list[int]]:
-        """Returns the token ids of each text within the template, at most `max_length`; default: the contract's.
-
-        Needs the tokenizer alone, so a thread may do it while another runs the model.
+        """Returns each text's token ids within the template, as `encode_rows` takes them; another thread may do it.
 
         Raises:
             ConfigError: `max_length` is more than the model has positions for, or leaves no room for text.
@@ -245,11 +243,7 @@ class EmbeddingModel:
         return self.bind().encode(texts, side, length)
 
     def encode_rows(
-        self,
-        rows: Sequence[Sequence[int]],
-        side: SideName,
-        token_budget: int | None = None,
-        on_batch: OnBatch | None = None,
+        self, rows: Sequence[Sequence[int]], side: SideName, token_budget: int | None, on_batch: OnBatch | None
     ) -> Tensor:
         """Returns the vectors of rows that `tokenise` made, float32 [n, D] on the CPU, without gradients."""
         training = self.lm.training

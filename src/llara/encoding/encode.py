@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from llara.config import EncodeConfig, to_toml
 from llara.contract import FORMAT, refuse_other_form
 from llara.data import read_rows
+from llara.encoding.engine import Encode
 from llara.encoding.manifest import MANIFEST, SPARSE, record_model
-from llara.encoding.numbers import Encode
 from llara.encoding.shards import write_vectors
 from llara.files import foreign_folder, is_unclaimed
 from llara.outputs import check_place

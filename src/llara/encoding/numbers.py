@@ -8,20 +8,20 @@
 The three with `terms` are the sparse vectors, and there only where the corpus was encoded with them.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from llara.encoding.arrays import Array, npy_bytes, write_array
+from llara.encoding.engine import Engine, Found
 from llara.encoding.manifest import TERMS, VECTORS, Shard
 from llara.errors import ModelError, StorageError
 from llara.files import FileRecord, free_bytes
 from llara.records import Document
 from llara.terms import Terms
-
-Encode = Callable[[list[Document]], Array | tuple[Array, Terms]]
 
 
 @dataclass(frozen=True)
@@ -29,27 +29,39 @@ class Numbers:
     """What a shard holds beside its documents.
 
     Attributes:
-        encode: Returns float [documents, dim]; with sparse vectors a pair of that and the documents' terms.
+        engine: Gives float [documents, dim] per shard; with sparse vectors a pair of that and the documents' terms.
         dim: Size of a vector.
         vector_dtype: float32 or float16, the type on disk.
         vocabulary: How many terms there are to choose from; None where no sparse vectors are wanted.
     """
 
-    encode: Encode
+    engine: Engine
     dim: int
     vector_dtype: str
     vocabulary: int | None = None
 
-    def write(self, folder: Path, name: str, documents: list[Document]) -> dict[str, FileRecord]:
-        """Encodes the documents of one shard and publishes the result; returns the record of each file by suffix.
+    def check_room(self, folder: Path, sizes: Iterable[int]) -> None:
+        """Looks for the space that the vectors of shards of so many documents take.
+
+        The write reserves its space too; this spares encoding a shard that cannot be kept.
+
+        Raises:
+            StorageError: There is too little.
+        """
+        needs, free = sum(npy_bytes(self._kind, (size, self.dim)) for size in sizes), free_bytes(folder)
+        if 0 < free < needs:
+            advice = "make room or choose another --output; the same command then goes on where it stopped"
+            raise StorageError(folder, f"the next shard needs {needs:,} bytes, {free:,} are free: {advice}")
+
+    def write(self, folder: Path, name: str, documents: list[Document], found: Found) -> dict[str, FileRecord]:
+        """Publishes what the engine found for the documents of one shard; returns the record of each file by suffix.
 
         Raises:
             StorageError: There is no room for the shard.
-            ModelError: The encoder returned NaN or infinity; nothing is published then.
+            ModelError: There is NaN or infinity in it; nothing is published then.
         """
-        shape, kind = (len(documents), self.dim), np.dtype(self.vector_dtype).newbyteorder("<")
-        self._check_room(folder, npy_bytes(kind, shape))
-        vectors, terms = self._encode(documents)
+        shape, kind = (len(documents), self.dim), self._kind
+        vectors, terms = self._parts(found)
         with np.errstate(over="ignore", invalid="ignore"):
             vectors = vectors.astype(kind, copy=False)
         assert vectors.shape == shape, f"encode returned {vectors.shape} for {shape}"
@@ -61,19 +73,19 @@ class Numbers:
         files = {VECTORS: vectors, **{TERMS[part]: getattr(terms, part) for part in TERMS}}
         return {suffix: write_array(folder / f"{name}.{suffix}", array) for suffix, array in files.items()}
 
-    def _encode(self, documents: list[Document]) -> tuple[Array, Terms | None]:
-        if not documents:
-            return np.zeros((0, self.dim), np.float32), None if self.vocabulary is None else Terms.of_rows([])
-        found = self.encode(documents)
+    def nothing(self) -> Found:
+        """Returns the numbers of a shard without documents."""
+        vectors = np.zeros((0, self.dim), np.float32)
+        return vectors if self.vocabulary is None else (vectors, Terms.of_rows([]))
+
+    @property
+    def _kind(self) -> np.dtype[Any]:
+        return np.dtype(self.vector_dtype).newbyteorder("<")
+
+    def _parts(self, found: Found) -> tuple[Array, Terms | None]:
         vectors, terms = found if isinstance(found, tuple) else (found, None)
         assert (terms is None) == (self.vocabulary is None), "encode and the folder's identity differ on sparse vectors"
         return np.asarray(vectors), terms
-
-    def _check_room(self, folder: Path, needs: int) -> None:
-        free = free_bytes(folder)
-        if 0 < free < needs:  # the write reserves its space too; this spares encoding a shard that cannot be kept
-            advice = "make room or choose another --output; the same command then goes on where it stopped"
-            raise StorageError(folder, f"the next shard needs {needs:,} bytes, {free:,} are free: {advice}")
 
     def _check_terms(self, folder: Path, documents: list[Document], terms: Terms) -> None:
         assert len(terms) == len(documents), f"encode returned terms of {len(terms)} texts for {len(documents)}"
