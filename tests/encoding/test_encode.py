@@ -13,6 +13,7 @@ from llara.config import EncodeConfig, ModelConfig
 from llara.encoding.encode import encode
 from llara.encoding.shards import Vectors
 from llara.errors import ConfigError, DataError, StorageError
+from llara.lexical import Tokens
 from tests.encoding.helpers import corpus_lines, tree, write_corpus
 
 
@@ -25,23 +26,26 @@ class FakeRetriever:
 
     def __init__(self) -> None:
         self.loaded: dict[str, Any] = {}
+        self.length: int | None = None
         self.calls: list[tuple[int, int, int | None]] = []
 
     def for_job(self, config: ModelConfig) -> "FakeRetriever":
         self.loaded = vars(config)
         return self
 
-    def encode_passages(
-        self,
-        texts: Sequence[str],
-        titles: Sequence[str],
-        token_budget: int,
-        max_length: int | None,
-        on_batch: Callable[[int], None],
+    def tokenise_passages(
+        self, texts: Sequence[str], titles: Sequence[str], max_length: int | None, with_terms: bool
+    ) -> Tokens:
+        assert not with_terms
+        self.length = max_length
+        return Tokens([[len(text), len(title), 0, 1] for text, title in zip(texts, titles, strict=True)])
+
+    def embed_passages(
+        self, tokens: Tokens, token_budget: int, on_batch: Callable[[int], None]
     ) -> np.ndarray[Any, Any]:
-        self.calls.append((len(texts), token_budget, max_length))
-        on_batch(len(texts))
-        return np.array([[len(text), len(title), 0, 1] for text, title in zip(texts, titles, strict=True)], np.float32)
+        self.calls.append((len(tokens.rows), token_budget, self.length))
+        on_batch(len(tokens.rows))
+        return np.array(tokens.rows, np.float32)
 
 
 @pytest.fixture
@@ -125,7 +129,7 @@ def test_a_corrected_command_goes_through(
         raise ConfigError("--passage-length: 3 leaves no room for text")
 
     with monkeypatch.context() as patched:
-        patched.setattr(FakeRetriever, "encode_passages", refuse)
+        patched.setattr(FakeRetriever, "tokenise_passages", refuse)
         with pytest.raises(ConfigError, match="no room"):
             encode(changed(config, passage_length=3))
     assert encode(config) == (config.output, 4, 3, 24, 1, 0)

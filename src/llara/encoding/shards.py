@@ -123,18 +123,14 @@ def write_vectors(
         ModelError: `encode` returned NaN or infinity; nothing of that shard is published.
         LlaraError: What else `encode` raises.
     """
+    engine = Inline(encode) if callable(encode) else encode
     decides = {**identity, "dim": dim, "vector_dtype": vector_dtype, "shard_size": shard_size}
     job = _Job(
         folder=output,
         kind="vectors",
         identity=decides,
         shard_size=shard_size,
-        numbers=Numbers(
-            Inline(encode) if callable(encode) else encode,
-            dim,
-            vector_dtype,
-            identity.get(SPARSE, {}).get("vocabulary"),
-        ),
+        numbers=Numbers(engine, dim, vector_dtype, identity.get(SPARSE, {}).get("vocabulary")),
         progress=progress,
         about=about or {},
         extras=extras or {},

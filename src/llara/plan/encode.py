@@ -11,7 +11,7 @@ import numpy as np
 from llara.batching import budget_batches
 from llara.config import EncodeConfig
 from llara.encoding.arrays import npy_bytes
-from llara.encoding.encode import encoder
+from llara.encoding.passages import PassageEncoder
 from llara.hardware import parse_fleet
 from llara.loading import load_model, pick_device, pick_dtype
 from llara.model import TOKEN_BUDGET, EmbeddingModel
@@ -108,7 +108,7 @@ def estimate(config: PlanEncodeConfig, started: float) -> Estimate:
     if not reason:
         note(f"calibrating: about {config.calibrate:g} s of encoding passages of the corpus")
         held = held_memory(model.device)
-        speed = _encode_a_little(config, model, work, length)
+        speed = _encode_a_little(config, model, work)
         seconds = _seconds(work, stored, speed, started)
         forward = speed.memory - held
         memory = _at_most(before + forward, per_passage, min(config.shard_size, found.rows), model)
@@ -165,9 +165,9 @@ def _lengths(model: EmbeddingModel, texts: Sequence[Document], length: int) -> l
     return [len(row) for row in rows]
 
 
-def _encode_a_little(config: PlanEncodeConfig, model: EmbeddingModel, work: _Work, length: int) -> _Speed:
+def _encode_a_little(config: PlanEncodeConfig, model: EmbeddingModel, work: _Work) -> _Speed:
     """Encodes a few passages, then as many as there is time for; a random part of the sample, in one call."""
-    encoded = encoder(Retriever(model), config, length)
+    encoded = PassageEncoder(Retriever(model), config)
     terms = 0.0
 
     def encode(numbers: Sequence[int]) -> float:
