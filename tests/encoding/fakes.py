@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from llara.config import EncodeConfig
-from llara.encoding import passages
+from llara.encoding import encoder
 from llara.encoding.cluster import Actor, Cluster
 from llara.encoding.pool import Facts
 from llara.encoding.processes import Processes
@@ -64,7 +64,7 @@ def act(text: str) -> None:
 
 def harmful_work(link: Connection, config: EncodeConfig, place: Place) -> None:
     """A worker process with such an encoder."""
-    passages.open_encoder = Harmful  # type: ignore[assignment, misc]
+    encoder.open_encoder = Harmful  # type: ignore[assignment, misc]
     work(link, config, place)
 
 

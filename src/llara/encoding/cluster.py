@@ -29,7 +29,7 @@ from llara.progress import note, set_quiet
 from llara.records import Document
 
 if TYPE_CHECKING:
-    from llara.encoding.passages import PassageEncoder
+    from llara.encoding.encoder import PassageEncoder
 
 ANSWERS_WITHIN = 5.0  # seconds for a connection to the address
 PROBED_WITHIN = 60.0  # seconds for a child process that imports Ray and joins the cluster
@@ -68,7 +68,7 @@ class Actor:
             return _failure(error)
 
     def _open(self) -> "PassageEncoder":
-        from llara.encoding.passages import open_encoder
+        from llara.encoding.encoder import open_encoder
 
         return open_encoder(self._config, self._threads)
 

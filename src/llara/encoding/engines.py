@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 from llara.config import EncodeConfig
 from llara.encoding.engine import Advance, Engine, Found, Job
-from llara.encoding.passages import PassageEncoder, open_encoder
+from llara.encoding.encoder import PassageEncoder, open_encoder
 from llara.encoding.pool import Facts
 
 if TYPE_CHECKING:

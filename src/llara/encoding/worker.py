@@ -18,7 +18,7 @@ from llara.encoding.pool import Done, Failure, Progressed
 from llara.errors import LlaraError
 
 if TYPE_CHECKING:
-    from llara.encoding.passages import PassageEncoder
+    from llara.encoding.encoder import PassageEncoder
     from llara.lexical import Tokens
 
 
@@ -68,13 +68,13 @@ def _settled(config: EncodeConfig, place: Place) -> "PassageEncoder":
     from llara.progress import set_quiet
 
     set_quiet(not place.talks)
-    from llara.encoding import passages
+    from llara.encoding import encoder
 
-    return passages.open_encoder(config, place.threads)
+    return encoder.open_encoder(config, place.threads)
 
 
 def _serve(link: Connection, inbox: "queue.SimpleQueue[Job]", encoder: "PassageEncoder") -> None:
-    from llara.encoding.passages import one_ahead
+    from llara.encoding.encoder import one_ahead
 
     def take() -> "tuple[str, Tokens]":
         job = inbox.get()

@@ -11,7 +11,7 @@ import numpy as np
 from llara.batching import budget_batches
 from llara.config import EncodeConfig
 from llara.encoding.arrays import npy_bytes
-from llara.encoding.passages import PassageEncoder
+from llara.encoding.encoder import PassageEncoder
 from llara.hardware import parse_fleet
 from llara.loading import load_model, pick_device, pick_dtype
 from llara.model import TOKEN_BUDGET, EmbeddingModel
