@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,27 +44,38 @@ def which(stages: list[dict[str, Any]]) -> str:
 
 
 def report(output: Path) -> str:
+    intro = (
+        "One seed. Differences are to `finetuned`, p by a paired two-sided randomisation test over queries; settings "
+        "were chosen on dev (LOG.md)."
+    )
+    return dated_report(output, "SciFact and MedQuAD on a CPU", "recipes/scifact_cpu.sh", intro, COLLECTIONS)
+
+
+def dated_report(output: Path, title: str, command: str, intro: str, tables: Mapping[str, str]) -> str:
+    """Returns what a recipe found: its evaluations, by the name of their file and with a title, and its stages."""
     stages = list(read_stages(output / "stages.jsonl").values())
     minutes = sum(stage["seconds"] for stage in stages) / 60
-    parts = [
-        "# SciFact and MedQuAD on a CPU",
-        f"`recipes/scifact_cpu.sh`, {when(stages)}, {which(stages)}, {hardware()}; "
-        f"{minutes:.0f} minutes in all. One seed. Differences are to `finetuned`, p by a paired two-sided "
-        "randomisation test over queries; settings were chosen on dev (LOG.md).",
-    ]
-    for name, title in COLLECTIONS.items():
+    made = f"`{command}`, {when(stages)}, {which(stages)}, {hardware()}; {minutes:.0f} minutes in all."
+    parts = [f"# {title}", f"{made} {intro}"]
+    for name, heading in tables.items():
         evaluation = Evaluation.from_json(json.loads((output / f"{name}.json").read_text(encoding="utf-8")))
-        parts += [f"## {title}: {len(evaluation.queries)} queries", markdown_table(evaluation.table())]
+        parts += [f"## {heading}: {len(evaluation.queries)} queries", markdown_table(evaluation.table())]
     rows = [["stage", "wall time (s)", "peak memory (MB)"]]
     rows += [[stage["stage"], f"{stage['seconds']:.1f}", str(stage["peak_megabytes"])] for stage in stages]
     return "\n\n".join([*parts, "## Stages", markdown_table(rows)]) + "\n"
 
 
 def main(arguments: list[str]) -> int:
+    return write_result(arguments, report)
+
+
+def write_result(arguments: list[str], report: Callable[[Path], str]) -> int:
+    """Writes and prints the report on a folder; `arguments` are that and, where given, the file of the report."""
     output = Path(arguments[0])
     result = Path(arguments[1]) if len(arguments) > 1 else output / "result.md"
-    result.write_text(report(output), encoding="utf-8")
-    print(report(output))
+    text = report(output)
+    result.write_text(text, encoding="utf-8")
+    print(text)
     return 0
 
 

@@ -21,12 +21,25 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # Top to bottom. A unit (a module, or a package with all its modules) imports only units that stand before it; the
 # modules of one package may import each other, but not in a circle.
 LAYERS = (
-    ("errors", "records", "config"),
+    ("errors", "records", "conditions", "config"),
     (
         *("files", "outputs", "progress", "invocation", "hardware"),
         *("templates", "contract", "published", "pairs", "batching", "terms", "data"),
     ),
-    ("masks", "losses", "pooling", "model", "lexical", "projection", "parity", "kinds", "agreement", "loading"),
+    (
+        "masks",
+        "losses",
+        "pooling",
+        "model",
+        "lexical",
+        "projection",
+        "parity",
+        "kinds",
+        "agreement",
+        "int8",
+        "backends",
+        "loading",
+    ),
     (
         *(
             "retriever",

@@ -15,7 +15,8 @@ from llara.encoding.encode import encode
 from llara.encoding.shards import Vectors
 from llara.errors import ConfigError, ModelError, StorageError
 from llara.fuse import fuse
-from llara.index.build import build_index, open_index
+from llara.index.build import build_index
+from llara.index.opening import open_index
 from llara.index.sparse import SparseIndex
 from llara.lexical import TermOptions, TermReader
 from llara.mine import mine

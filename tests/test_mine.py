@@ -17,7 +17,8 @@ from llara.data import read_documents, read_examples, read_rows, read_run, write
 from llara.data.splits import normalise
 from llara.encoding.shards import write_vectors
 from llara.errors import ConfigError, DataError, StorageError
-from llara.index.build import build_index, open_index
+from llara.index.build import build_index
+from llara.index.opening import open_index
 from llara.mine import ceiling, mine
 from llara.records import Document
 from llara.search import search

@@ -254,9 +254,9 @@ def test_the_hits_of_a_run_are_not_held(
     asked: list[str] = []
     plain = Bm25Index.search
 
-    def watched(self: Bm25Index, block: Sequence[str], top_k: int) -> Any:
+    def watched(self: Bm25Index, block: Sequence[str], top_k: int, allowed: Any) -> Any:
         asked.extend(block)
-        return plain(self, block, top_k)
+        return plain(self, block, top_k, allowed)
 
     def write(path: Path, pairs: Iterable[tuple[str, Sequence[Hit]]]) -> None:
         for number, (query_id, _) in enumerate(pairs, 1):

@@ -109,7 +109,7 @@ def write_atomic(path: Path, chunks: bytes | Iterable[bytes | memoryview], size:
             path.parent.mkdir(parents=True, exist_ok=True)
         with disk_errors(path, size), temporary.open("wb") as file:
             if size:
-                _reserve(file.fileno(), size)
+                reserve(file.fileno(), size)
             digest = hashlib.sha256()
             for chunk in chunks:
                 file.write(chunk)
@@ -366,7 +366,8 @@ def _refuse_special(path: Path) -> None:
             raise StorageError(path, f"is {what}, not a file that can be written anew; choose another --output")
 
 
-def _reserve(descriptor: int, size: int) -> None:
+def reserve(descriptor: int, size: int) -> None:
+    """Takes the space of a file that will be written, where the file system can; OSError where there is too little."""
     if not hasattr(os, "posix_fallocate"):
         return
     try:

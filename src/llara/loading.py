@@ -15,7 +15,8 @@ import torch
 
 from llara import contract as contracts
 from llara.agreement import agree_on_contract, agree_on_template, describe_contract
-from llara.config import ModelConfig, TrainConfig
+from llara.backends import use_backend
+from llara.config import Dtype, ModelConfig, TrainConfig
 from llara.contract import Contract
 from llara.errors import ConfigError, MissingExtra, ModelError
 from llara.files import TEMPORARY, sha256_file, write_json_atomic
@@ -95,6 +96,8 @@ def load_model(
     _check_rows(model, bound, folder)
     if contract != saved:
         model.contract = with_room(contract, bound, model.positions)
+    if weights:
+        use_backend(model, config)
     return model
 
 
@@ -204,8 +207,15 @@ def pick_device(name: str) -> torch.device:
     raise ConfigError(f"--device: {name!r} is not available here")
 
 
-def pick_dtype(name: Literal["auto", "float32", "bfloat16", "float16"], device: torch.device) -> torch.dtype:
-    """Returns the dtype of the running weights; `auto` is float32 but on a GPU that has bfloat16.
+def device_of(config: ModelConfig) -> torch.device:
+    """Returns the device of a job: the CPU where only it will do; raises as `pick_device` does."""
+    return torch.device("cpu") if config.backend != "torch" or config.dtype == "int8" else pick_device(config.device)
+
+
+def pick_dtype(name: Dtype, device: torch.device) -> torch.dtype:
+    """Returns the dtype of the weights as they are loaded; `auto` is float32 but on a GPU that has bfloat16.
+
+    Those of `int8` are float32, and rounded afterwards.
 
     Raises:
         ConfigError: bfloat16 on a CPU that cannot do it; a child process has tried.
@@ -214,6 +224,8 @@ def pick_dtype(name: Literal["auto", "float32", "bfloat16", "float16"], device: 
         _, _, verdict = probe_torch()
         if verdict != WORKS:
             raise ConfigError(f"--dtype: bfloat16 on this CPU {verdict}")
+    if name == "int8":
+        return torch.float32
     if name != "auto":
         dtype: torch.dtype = getattr(torch, name)
         return dtype
@@ -297,13 +309,15 @@ def read_weights(auto: Any, what: str, folder: Path, config: ModelConfig, **sett
             f"{folder}: holds no .safetensors weights (others: {other}); pickled weights are not read. "
             "Convert them where you trust them, with from_pretrained and save_pretrained of transformers"
         )
-    device = pick_device(config.device)
+    device = device_of(config)
+    in_full = trains_in_full(config) or config.backend != "torch"  # another backend rounds by itself
+    dtype = pick_dtype(config.dtype, device)  # asked even so: it refuses what kills a process
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # whoever calls this judges what is missing
     try:  # without attn_implementation: SDPA where the model has it, else eager, which `parity` then finds
         lm, info = auto.from_pretrained(
             folder,
-            dtype=torch.float32 if trains_in_full(config) else pick_dtype(config.dtype, device),
+            dtype=torch.float32 if in_full else dtype,
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,

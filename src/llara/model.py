@@ -28,6 +28,7 @@ from llara.pooling import POOLS, real_tokens
 from llara.templates import BoundTemplate, SideName, missing_tokens
 
 OnBatch = Callable[[int], None]
+Runner = Callable[[Tensor, Tensor], Tensor]
 PROJECTION = "projection"  # what the part of an encoder is called that stands between pooling and vector
 SIDES: tuple[SideName, ...] = ("query", "passage")
 
@@ -38,8 +39,10 @@ PROBE_TEXTS = (
 )
 # A batch that fits the caches is half as fast again on a CPU; a GPU wants to be filled.
 TOKEN_BUDGET = {"cpu": 1024}
-# Largest difference of a unit vector's component between machines, thread counts and batch shapes, per dtype.
-TOLERANCE = {torch.float32: 2e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2, torch.float64: 2e-4}
+# Largest difference of a unit vector's component between machines, thread counts and batch shapes, by the type that a
+# model runs in; of int8 also to the vectors of the float weights that were rounded.
+DTYPE_TOLERANCE = {"float32": 2e-4, "float64": 2e-4, "float16": 1e-2, "bfloat16": 5e-2, "int8": 5e-2}
+TOLERANCE = {getattr(torch, name): allowed for name, allowed in DTYPE_TOLERANCE.items()}
 
 
 class Pass(NamedTuple):
@@ -65,6 +68,8 @@ class EmbeddingModel:
         name: What the user called the model.
         has_head: Whether the folder held an LM head; adaptation needs one.
         new_tokens: Ids of slot tokens that were added at load, whose embeddings are still to be trained.
+        dtype: Name of the type that it runs in, that of its weights unless `use_backend` says otherwise.
+        runner: What gives `states` instead of torch, None where torch does; see `llara.backends`.
     """
 
     def __init__(
@@ -74,6 +79,8 @@ class EmbeddingModel:
         self._fingerprint, self.name = fingerprint, name
         self.has_head = True
         self.new_tokens: list[int] = []
+        self.runner: Runner | None = None
+        self.dtype = str(next(lm.parameters()).dtype).removeprefix("torch.")
 
     @cached_property
     def fingerprint(self) -> str:
@@ -134,6 +141,8 @@ class EmbeddingModel:
 
     def states(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """Returns the last hidden states [B, W, D] of rows padded on the right: int64 [B, W], and their lengths [B]."""
+        if self.runner is not None:
+            return self.runner(ids, lengths)
         mask = None if self.contract.causal else real_tokens(lengths, ids.shape[1]).long()
         return self.trunk(input_ids=ids, attention_mask=mask)
 

@@ -6,26 +6,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import numpy as np
+
 from llara import progress
 from llara.config import ModelConfig
-from llara.encoding.manifest import is_local
+from llara.encoding.manifest import SPARSE, is_local
 from llara.errors import ConfigError, ModelError, StorageError
 from llara.fuse import Fusion
-from llara.index.base import IDS
-from llara.index.bm25 import Bm25Index
-from llara.index.build import AnyIndex, open_index
-from llara.index.flat import FlatIndex
-from llara.index.sparse import SparseIndex
+from llara.index.base import Allowed
+from llara.index.faiss import Effort
+from llara.index.opening import AnyIndex, open_index
+from llara.index.parts import same_documents
+from llara.index.passages import Span, best_passages, part
 from llara.records import Hit, Query
 from llara.templates import Template
-from llara.terms import Terms
 
 if TYPE_CHECKING:
     from llara.lexical import TermOptions
     from llara.retriever import Retriever
 
 Expansion = Literal["auto", "yes", "no"]
-ModelIndex = FlatIndex | SparseIndex  # those that a model's vectors are searched in
 BLOCK = 256  # queries searched between two steps of the progress
 
 
@@ -45,16 +45,23 @@ class Indexes:
         opened: The indexes, in the same order.
 
     Raises:
-        ConfigError: A model is needed, and neither given nor found where an index says it is.
+        ConfigError: A model is needed, and neither given nor found where an index says it is; or an effort that no
+            index knows.
         ModelError: The model is another one than made an index, or two indexes were made by different ones.
         StorageError: A folder is no index, is damaged, or is not there; or two hold different documents.
     """
 
-    def __init__(self, folders: Sequence[Path], config: ModelConfig, expansion: Expansion = "auto") -> None:
+    def __init__(
+        self,
+        folders: Sequence[Path],
+        config: ModelConfig,
+        expansion: Expansion = "auto",
+        effort: Effort | None = None,
+    ) -> None:
         self.folders = tuple(folders)
-        self.opened: list[AnyIndex] = [open_index(folder, verify=config.verify) for folder in folders]
+        self.opened: list[AnyIndex] = _open_all(folders, config, effort)
         pairs = list(zip(self.folders, self.opened, strict=True))
-        by_model = [(folder, index) for folder, index in pairs if not isinstance(index, Bm25Index)]
+        by_model = [(folder, index) for folder, index in pairs if index.asks != "texts"]
         _check_documents(pairs)
         _check_models(by_model)
         self._sparse = _sparse_settings(by_model)
@@ -75,29 +82,44 @@ class Indexes:
             vectors, terms = self._retriever.encode_queries_with_terms(texts, self._term_options(), **options)
         elif self._retriever is not None:
             vectors = self._retriever.encode_queries(texts, **options)
-        asked = {FlatIndex: vectors, SparseIndex: terms, Bm25Index: list(texts)}
-        return [asked[type(index)] for index in self.opened]
+        asked = {"vectors": vectors, "terms": terms, "texts": list(texts)}
+        return [asked[index.asks] for index in self.opened]
 
     @property
     def needs_model(self) -> bool:
         """Whether texts are encoded by a model."""
         return self._retriever is not None
 
-    def rank(self, queries: Sequence[Query], asked: Sequence[Any], depth: int) -> Iterator[list[Ranked]]:
+    def rank(
+        self, queries: Sequence[Query], asked: Sequence[Any], depth: int, allowed: Allowed | None = None
+    ) -> Iterator[list[Ranked]]:
         """Yields for each query its `depth` best hits in every index; `asked` is what `encode` gave for their texts.
 
-        Searches as it is iterated, so that the hits of all queries are never held at once.
+        Searches as it is iterated, so that the hits of all queries are never held at once. With `allowed`, hits are
+        documents in it.
         """
         with contextlib.ExitStack() as stack:
             advance = show_progress(stack, "search", len(queries))
             for start in range(0, len(queries), BLOCK):
                 block = queries[start : start + BLOCK]
                 columns = [
-                    _search(index, _part(each, start, start + len(block)), block, depth)
+                    _search(index, part(each, start, start + len(block)), block, depth, allowed)
                     for index, each in zip(self.opened, asked, strict=True)
                 ]
                 yield from (list(row) for row in zip(*columns, strict=True))
                 advance(len(block))
+
+    def best_passages(self, asked: Sequence[Any], positions: Sequence[int]) -> list[Span | None]:
+        """Returns where the best passage for one query stands in the text of each document.
+
+        Told by the first index that has several passages of a document; None for each where none has. `asked` is what
+        `encode` gave for the query.
+        """
+        for index, each in zip(self.opened, asked, strict=True):
+            found = best_passages(index, each, np.array(positions, np.int64))
+            if found is not None:
+                return list(found)
+        return [None] * len(positions)
 
     def _term_options(self) -> "TermOptions":
         from llara.lexical import TermOptions
@@ -123,12 +145,8 @@ def fused(rankings: Sequence[Ranked], fuse_hits: Fusion) -> Ranked:
     return Ranked(query_id, hits, [places[hit.document_id] for hit in hits])
 
 
-def _part(asked: Any, start: int, stop: int) -> Any:
-    return asked.part(start, stop) if isinstance(asked, Terms) else asked[start:stop]
-
-
-def _search(index: AnyIndex, asked: Any, queries: Sequence[Query], depth: int) -> list[Ranked]:
-    found = index.search(asked, depth)
+def _search(index: AnyIndex, asked: Any, queries: Sequence[Query], depth: int, allowed: Allowed | None) -> list[Ranked]:
+    found = index.search(asked, depth, allowed)
     rows = zip(queries, found.scores.tolist(), found.positions.tolist(), strict=True)
     return [_ranked(query.id, scores, positions, index) for query, scores, positions in rows]
 
@@ -148,10 +166,19 @@ def show_progress(stack: contextlib.ExitStack, label: str, total: int) -> Callab
     return lambda done: shown.advance(done)
 
 
+def _open_all(folders: Sequence[Path], config: ModelConfig, effort: Effort | None) -> list[AnyIndex]:
+    """Opens indexes. An effort goes to those that are approximate; one that none of them knows is a ConfigError."""
+    opened = [open_index(folder, verify=config.verify, effort=effort) for folder in folders]
+    problems = effort.unread_by(index.manifest.type for index in opened) if effort else []
+    if problems:
+        raise ConfigError(problems)
+    return opened
+
+
 # Which model, and whether it fits ------------------------------------------------------------------------------------
 
 
-def open_retriever(indexes: Sequence[tuple[Path, ModelIndex]], config: ModelConfig) -> "Retriever":
+def open_retriever(indexes: Sequence[tuple[Path, AnyIndex]], config: ModelConfig) -> "Retriever":
     """Opens the model that made the vectors of indexes: the one given, else the one that the first of them names.
 
     Raises:
@@ -179,14 +206,14 @@ def open_retriever(indexes: Sequence[tuple[Path, ModelIndex]], config: ModelConf
     return retriever
 
 
-def _template_of(folder: Path, index: ModelIndex) -> Template | None:
+def _template_of(folder: Path, index: AnyIndex) -> Template | None:
     """Returns the template that the index's vectors were made with, so that a base model need not be told it again."""
     contract = (index.manifest.model or {}).get("contract")
     values = contract.get("template") if isinstance(contract, Mapping) else None
     return Template.from_dict(values, str(folder)) if isinstance(values, Mapping) else None
 
 
-def check_model(index: ModelIndex, model: str, identity: dict[str, Any]) -> None:
+def check_model(index: AnyIndex, model: str, identity: dict[str, Any]) -> None:
     """Raises ModelError, with every difference, when a model is not the one that made the index.
 
     The type of the weights may differ: a corpus encoded in bfloat16 on a GPU may be searched in float32 on a CPU.
@@ -199,7 +226,7 @@ def check_model(index: ModelIndex, model: str, identity: dict[str, Any]) -> None
         )
 
 
-def _check_models(indexes: Sequence[tuple[Path, ModelIndex]]) -> None:
+def _check_models(indexes: Sequence[tuple[Path, AnyIndex]]) -> None:
     """Raises ModelError where indexes were made by different models: before one of them is loaded."""
     for folder, index in indexes[1:]:
         differing = _differences(indexes[0][1].manifest.model or {}, dict(index.manifest.model or {}))
@@ -212,19 +239,17 @@ def _check_models(indexes: Sequence[tuple[Path, ModelIndex]]) -> None:
 
 
 def _check_documents(indexes: Sequence[tuple[Path, AnyIndex]]) -> None:
-    """Raises StorageError where indexes hold different documents, which their manifests tell by the ids."""
+    """Raises StorageError where indexes hold different documents, which their ids tell."""
     first_folder, first = indexes[0]
     for folder, index in indexes[1:]:
-        if index.manifest.files[IDS] != first.manifest.files[IDS]:
-            counts = f"{len(index):,} documents against {len(first):,}"
-            what = counts if len(index) != len(first) else "their ids, or the order of them, differ"
-            advice = "build all indexes of a search from the same corpus"
+        if what := same_documents((first_folder, first), (folder, index)):
+            advice = "build all indexes of a search from the same corpus, and delete from all of them"
             raise StorageError(folder, f"holds other documents than {first_folder} ({what}); {advice}")
 
 
-def _sparse_settings(indexes: Sequence[tuple[Path, ModelIndex]]) -> dict[str, Any] | None:
+def _sparse_settings(indexes: Sequence[tuple[Path, AnyIndex]]) -> dict[str, Any] | None:
     """Returns how the terms of the sparse indexes were chosen; None where there is no such index."""
-    found = [(folder, index.settings) for folder, index in indexes if isinstance(index, SparseIndex)]
+    found = [(folder, (index.manifest.model or {})[SPARSE]) for folder, index in indexes if index.asks == "terms"]
     for folder, settings in found[1:]:
         if settings != found[0][1]:
             what = f"its terms were chosen otherwise than those of {found[0][0]} ({settings} and {found[0][1]})"

@@ -35,6 +35,7 @@ from llara.files import (
     write_atomic,
 )
 from llara.fuse import relative_scores
+from llara.hardware import keep_freed_memory
 from llara.outputs import check_file_output, save_settings
 from llara.pairs import load_pair_template
 from llara.progress import Progress
@@ -190,7 +191,7 @@ class _Job:
         total = sum(len(query.scored) for window in self.source.windows() for query in window)
         done = reused = 0
         parts: list[Path] = []
-        with Progress("rerank", total, "pairs") as shown:
+        with keep_freed_memory(), Progress("rerank", total, "pairs") as shown:
             for number, window in enumerate(self.source.windows()):
                 parts.append(self.folder / f"window-{number:05d}")
                 if parts[-1].exists():

@@ -27,6 +27,7 @@ from llara.batching import budget_batches
 from llara.config import ModelConfig
 from llara.errors import ConfigError, ModelError
 from llara.files import sha256_file
+from llara.int8 import is_int8, quantize_linears
 from llara.loading import first_line, load_tokenizer, read_weights, resolve
 from llara.model import TOKEN_BUDGET, TOLERANCE, OnBatch, pad_id_of, pad_rows, positions_of, publish_model
 from llara.pairs import PairContract, PairEncoder, load_pair_template
@@ -88,8 +89,8 @@ class Reranker:
 
     @property
     def dtype(self) -> str:
-        """Type of the weights."""
-        return str(next(self.lm.parameters()).dtype).removeprefix("torch.")
+        """Type that it runs in."""
+        return "int8" if is_int8(self.lm) else str(next(self.lm.parameters()).dtype).removeprefix("torch.")
 
     def bind(self) -> PairEncoder:
         """Returns the contract bound to the tokenizer.
@@ -259,6 +260,8 @@ def load_reranker(
         model.check_probe(record["probe"], folder)
     model.contract = contract.with_lengths(query_length, length)
     model.bind()
+    if config.dtype == "int8":
+        quantize_linears(model.lm, model.name, keep=getattr(model.lm, HEAD))
     return model
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from llara.config import Dtype, ModelConfig
+from llara.config import Backend, Dtype, ModelConfig
 from llara.errors import ConfigError
 from llara.lexical import TermOptions, TermReader, Tokens, tokenise
 from llara.loading import load_model
@@ -38,6 +38,7 @@ class Retriever:
         template: str | None = None,
         bos: Literal["auto", "yes", "no"] = "auto",
         dtype: Dtype = "auto",
+        backend: Backend = "torch",
         device: str = "auto",
         trust_remote_code: bool = False,
         offline: bool = False,
@@ -54,6 +55,7 @@ class Retriever:
             template=template,
             bos=bos,
             dtype=dtype,
+            backend=backend,
             device=device,
             trust_remote_code=trust_remote_code,
             offline=offline,
@@ -81,7 +83,7 @@ class Retriever:
         """What decides the vectors, as JSON values: two retrievers of equal identity give the same ones."""
         return {
             "model_fingerprint": self.model.fingerprint,
-            "dtype": str(next(self.model.lm.parameters()).dtype).removeprefix("torch."),
+            "dtype": self.model.dtype,
             "dim": self.dim,
             "contract": self.model.contract.to_dict(),
         }

@@ -14,6 +14,7 @@ from llara.encoding.shards import Vectors
 from llara.errors import LlaraError, StorageError
 from llara.files import confined, read_bytes, read_json
 from llara.index.base import Manifest
+from llara.index.opening import open_index
 from llara.records import Document
 from llara.terms import Terms
 
@@ -22,9 +23,8 @@ if TYPE_CHECKING:
 
 SAMPLE = 16  # vectors that are computed again
 SHOWN = 5  # damaged files that the message names
-# Largest difference of a unit vector's component, by the type of the weights and that on disk: other batches, other
-# thread counts and other machines round differently.
-TOLERANCE = {"float32": 2e-4, "float64": 2e-4, "float16": 1e-2, "bfloat16": 5e-2}
+# Largest difference of a unit vector's component that its type on disk makes.
+VECTOR_TOLERANCE = {"float32": 2e-4, "float16": 1e-2, "int8": 1e-2}
 
 
 @dataclass(frozen=True)
@@ -92,12 +92,19 @@ def _verify_corpus(path: Path) -> VerifyReport:
 
 
 def _verify_index(path: Path) -> VerifyReport:
-    content = Manifest.read(path, verify=True)
+    open_index(path, verify=True)  # whether its parts are those that it was made with, and what was deleted
+    return _report(path, "index", _index_files(path), "")
+
+
+def _index_files(path: Path) -> list[Path]:
+    content = Manifest.read(path)
     files = [path / corpus.MANIFEST, *(confined(path, name) for name in content.files)]
     documents = path / content.documents
     if documents.parent == path:  # a store of its own; that of a vectors folder is verified there
         files += _corpus_files(documents, corpus.read_manifest(documents))
-    return _report(path, "index", files, "")
+    for part in content.parts:
+        files += _index_files(path / part["folder"])
+    return files
 
 
 def _corpus_files(path: Path, content: dict[str, Any]) -> list[Path]:
@@ -122,7 +129,7 @@ def _recompute(vectors: Vectors) -> str:
     if not model or settings.get("trust_remote_code"):
         return "no vector was computed again: the folder names no model that may be run"
     try:
-        known = ("template", "bos", "dtype")
+        known = ("template", "bos", "dtype", "backend")
         retriever = Retriever.load(model, offline=True, **{name: settings[name] for name in known if name in settings})
     except LlaraError as error:
         return f"no vector was computed again, its model does not open: {error}"
@@ -136,6 +143,7 @@ def _compare(vectors: Vectors, retriever: "Retriever", model: str) -> str:
     import numpy as np
 
     from llara.lexical import TermOptions
+    from llara.model import DTYPE_TOLERANCE
 
     positions = np.unique(np.linspace(0, len(vectors) - 1, SAMPLE).astype(int)).tolist()
     documents = [vectors.documents.get(position) for position in positions]
@@ -146,11 +154,11 @@ def _compare(vectors: Vectors, retriever: "Retriever", model: str) -> str:
         again, terms = retriever.encode_passages_with_terms(texts, titles, options, max_length=length)
         rows = zip(_rows(vectors.terms(), positions), range(len(positions)), strict=True)
         apart = [terms_apart(was.of(0), terms.of(row), options.top_k) for was, row in rows]
-        _refuse_apart(vectors, documents, "sparse vector", apart, TOLERANCE[vectors.identity["dtype"]], model)
+        _refuse_apart(vectors, documents, "sparse vector", apart, DTYPE_TOLERANCE[vectors.identity["dtype"]], model)
     else:
         again = retriever.encode_passages(texts, titles=titles, max_length=length)
     stored = np.array(_rows(vectors.shards(), positions), np.float32).reshape(len(positions), -1)
-    allowed = max(TOLERANCE[vectors.identity[name]] for name in ("dtype", "vector_dtype"))
+    allowed = max(DTYPE_TOLERANCE[vectors.identity["dtype"]], VECTOR_TOLERANCE[vectors.identity["vector_dtype"]])
     _refuse_apart(vectors, documents, "vector", np.abs(stored - again).max(axis=1).tolist(), allowed, model)
     return f"{len(positions)} vectors {'and sparse vectors ' if sparse else ''}computed again, all the same"
 

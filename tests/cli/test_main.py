@@ -178,7 +178,7 @@ def test_several_faults_are_one_line_each(job: Callable[..., None], capsys: pyte
     assert capsys.readouterr().err.splitlines() == [
         "error: --indx: unknown flag (did you mean '--index'?)",
         "error: --index: is required",
-        "error: --query or --queries: give exactly one of the two",
+        "error: --query, --queries or --interactive: give exactly one of the three",
     ]
 
 

@@ -25,7 +25,7 @@ from tests.encoding.helpers import DIM, IDENTITY, vector_of
 
 
 class Harmful:
-    """Has the face of `PassageEncoder`."""
+    """Has the face of `DocumentEncoder`."""
 
     facts = Facts(IDENTITY, DIM)
 

@@ -1,4 +1,4 @@
-"""What every engine keeps: the bytes of the plainest run, errors as they were, lost workers replaced, memory bounded."""
+"""What every engine keeps: the bytes of the plainest run, errors as they were, lost workers replaced, little memory."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,11 +44,11 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture
-def pool_kind(kind: str) -> str:
-    if kind == "local":
-        pytest.skip("there is no worker to be lost")
-    return kind
+@pytest.fixture(params=KINDS[1:])
+def pool_kind(request: pytest.FixtureRequest) -> str:
+    if request.param == "ray":
+        request.getfixturevalue("ray_address")
+    return str(request.param)
 
 
 def config(**changes: Any) -> EncodeConfig:

@@ -7,10 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from llara.index.base import Manifest, write_ids
+from llara.config import IndexConfig
+from llara.index.base import Index, Manifest, write_ids
 from llara.index.bm25 import Bm25Index, write_bm25
+from llara.index.faiss import Effort, FaissIndex, Shape, write_faiss
 from llara.index.flat import FlatIndex, write_flat
+from llara.index.milvus import choose_place, write_milvus
+from llara.index.opening import open_index
+from llara.index.parts import write_deleted
 from llara.index.sparse import SparseIndex, write_sparse
+from llara.progress import Progress
 from llara.records import Document
 from llara.terms import Terms
 
@@ -52,3 +58,48 @@ def make_bm25(
     files |= write_ids(folder, (document.id for document in documents))
     manifest("bm25", len(documents), settings, files).publish(folder)
     return Bm25Index(folder, Manifest.read(folder))
+
+
+def make_faiss(
+    folder: Path,
+    vectors: np.ndarray[Any, Any],
+    ids: Sequence[str],
+    kind: Any,
+    effort: Effort | None = None,
+    **settings: Any,
+) -> FaissIndex:
+    count, dim = vectors.shape
+    shape = Shape.of(IndexConfig(type=kind, vectors=Path("v"), output=folder, **settings), count, dim)
+    shards = [vectors[start : start + 7] for start in range(0, count, 7)]
+    files, written = write_faiss(folder, shards, count, str(vectors.dtype), shape)
+    manifest(kind, count, written, {**files, **write_ids(folder, ids)}).publish(folder)
+    return FaissIndex(folder, Manifest.read(folder), effort)
+
+
+def make_milvus(folder: Path, vectors: np.ndarray[Any, Any], ids: Sequence[str]) -> Index[Any]:
+    place = choose_place(folder, None, None, "FLAT", "fingerprint")
+    files = write_ids(folder, ids)
+    with Progress("index", len(ids), "documents") as shown:
+        settings = write_milvus(folder, [vectors], place, vectors.shape[1], 0, shown)
+    manifest("milvus", len(ids), settings, files).publish(folder)
+    return open_index(folder)
+
+
+def join(folder: Path, parts: Sequence[Index[Any]]) -> Index[Any]:
+    """An index folder whose parts, which lie in it, were made already."""
+    first = parts[0].manifest
+    files: dict[str, Any] = {}
+    named = [
+        {"folder": f"part-{n:05d}", "count": len(part), "digest": part.manifest.digest} for n, part in enumerate(parts)
+    ]
+    made = replace(manifest(first.type, 0, {}, files), model=first.model, parts=named)
+    made.publish(folder)
+    return open_index(folder)
+
+
+def delete(folder: Path, positions: Sequence[int]) -> Index[Any]:
+    """Deletes documents of an index by their positions."""
+    made = Manifest.read(folder)
+    name, record = write_deleted(folder, made, np.array(sorted(positions), np.int64))
+    replace(made, deleted=name, files={**made.files, name: record}).publish(folder)
+    return open_index(folder)

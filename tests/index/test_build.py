@@ -13,8 +13,9 @@ from llara.encoding.manifest import find_model, read_manifest, read_sealed, reco
 from llara.encoding.shards import write_vectors
 from llara.errors import ConfigError, DataError, StorageError
 from llara.index.base import Manifest
-from llara.index.build import IndexResult, build_index, open_index
+from llara.index.build import IndexResult, build_index
 from llara.index.flat import FlatIndex
+from llara.index.opening import open_index
 from llara.records import Document
 from tests.encoding.helpers import tree
 

@@ -11,7 +11,8 @@ from llara.config import IndexConfig
 from llara.encoding.shards import Vectors
 from llara.errors import ConfigError, StorageError
 from llara.index.base import Manifest
-from llara.index.build import build_index, open_index
+from llara.index.build import build_index
+from llara.index.opening import open_index
 from llara.index.sparse import SparseIndex
 from llara.terms import Terms
 from tests.encoding.helpers import corpus_lines, run, run_sparse, tree, write_corpus

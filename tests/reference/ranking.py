@@ -41,3 +41,9 @@ def bm25(query: str, texts: Sequence[str], k1: float, b: float) -> list[float]:
             if frequency:
                 scores[number] += idf * frequency / (frequency + k1 * (1 - b + b * len(document) / average))
     return scores
+
+
+def best_of_passages(scores: Sequence[float], documents: Sequence[int], ids: Sequence[str]) -> list[tuple[int, float]]:
+    """Documents with the score of their best passage, by it, ties by id descending."""
+    best = {each: max(score for score, of in zip(scores, documents, strict=True) if of == each) for each in documents}
+    return sorted(best.items(), key=lambda pair: (pair[1], ids[pair[0]]), reverse=True)

@@ -76,6 +76,10 @@ def _run(arguments: list[str]) -> int:
         return 0
     set_quiet(options.quiet)
     _prepare_environment(config.offline, options.quiet)
+    if getattr(config, "interactive", False):
+        from llara.cli.interactive import converse
+
+        return converse(config, as_json=options.json)  # type: ignore[arg-type]
     result = _job(command.job)(config)
     if os.environ.get("RANK", "0") != "0":
         return 0  # of the processes that torchrun has started, the first one reports

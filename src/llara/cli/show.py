@@ -118,7 +118,8 @@ def _after_search(config: SearchConfig) -> list[Any]:
     if config.queries is not None:
         return ["evaluate", "--run", config.output, "--qrels", "FILE"]
     model = ["--model", config.model] if config.model else []
-    return ["search", *model, "--index", config.index, *_hybrid(config), "--queries", "FILE", "--output", "RUN"]
+    only = ["--filter", *config.filter] if config.filter else []
+    return ["search", *model, "--index", config.index, *_hybrid(config), *only, "--queries", "FILE", "--output", "RUN"]
 
 
 def _hybrid(config: SearchConfig) -> list[Any]:

@@ -1,4 +1,4 @@
-"""The configurations of what a trained model is used for: vectors, index, run, measures."""
+"""The configurations of what a trained model is used for: vectors, run, measures; that of an index is beside it."""
 
 import math
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from llara.conditions import condition_problems
 from llara.config.base import JobConfig, ModelConfig, pair_length_problems
 
 
@@ -23,8 +24,13 @@ class EncodeConfig(ModelConfig):
     """Input rows per shard."""
     passage_length: int | None = None
     """Tokens of a passage, prompt included; default: what the model folder says."""
-    vector_dtype: Literal["float32", "float16"] = "float32"
-    """Type of the vectors on disk."""
+    long: Literal["truncate", "cut"] = "truncate"
+    """A document of more tokens. truncate: its beginning is encoded; cut: it becomes several passages that end with
+    sentences, each with the title and a vector of its own, and a search counts a document's best passage."""
+    overlap: int = 0
+    """cut: tokens that a passage repeats of the one before, at most."""
+    vector_dtype: Literal["float32", "float16", "int8"] = "float32"
+    """Type of the vectors on disk; int8: rounded, each with a scale of its own, a quarter of the space."""
     sparse: bool = False
     """Also store sparse vectors, read off the same forward pass: the tokens that the LM head finds likeliest at the
     slots of a passage."""
@@ -53,6 +59,8 @@ class EncodeConfig(ModelConfig):
             *([] if self.model else ["--model: is required (a folder, a hub id, or mini)"]),
             *([] if self.corpus else ["--corpus: is required"]),
             *self._at_least(1, "token_budget", "shard_size", "passage_length", "sparse_top_k"),
+            *self._at_least(0, "overlap"),
+            *self._only_with(self.long == "cut", "--long cut", "overlap"),
             *self._sparse_problems(),
             *self._worker_problems(),
         ]
@@ -77,48 +85,14 @@ class EncodeConfig(ModelConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class IndexConfig(JobConfig):
-    """Build a searchable index."""
-
-    output: Path
-    """The index folder."""
-    vectors: Path | None = None
-    """Vectors folder to build from."""
-    corpus: tuple[Path, ...] = ()
-    """Corpus to build from, for bm25 without a vectors folder."""
-    type: Literal["flat", "sparse", "bm25"] = "flat"
-    """flat: exact inner product over vectors; sparse: the same over sparse vectors (encode --sparse); bm25: words, no
-    model."""
-    k1: float = 0.9
-    """BM25: how fast repeated words saturate."""
-    b: float = 0.4
-    """BM25: how much long documents are held back."""
-    language: str = "english"
-    """BM25: language of the stemmer and the stop words."""
-
-    def problems(self) -> list[str]:
-        """See `JobConfig.problems`."""
-        numbers = [*self._at_least(0, "k1"), *self._within(0, 1, "b")]
-        words = self._only_with(self.type == "bm25", "--type bm25", "k1", "b", "language")
-        return [*super().problems(), *numbers, *words, *self._source_problems()]
-
-    def _source_problems(self) -> list[str]:
-        problems = []
-        if self.type != "bm25" and self.vectors is None:
-            problems.append(f"--vectors: is required for --type {self.type}")
-        if self.type != "bm25" and self.corpus:
-            problems.append(f"--corpus: goes with --type bm25; a {self.type} index is built from --vectors")
-        if self.type == "bm25" and (self.vectors is None) == (not self.corpus):
-            problems.append("--vectors or --corpus: --type bm25 needs exactly one of the two")
-        return problems
-
-
-@dataclass(frozen=True, kw_only=True)
 class SearchConfig(ModelConfig):
     """Search an index, or several at once, with a file of queries or with one query."""
 
     query: str | None = None
     """One query as text; its hits are printed."""
+    interactive: bool = False
+    """Answer queries line by line from standard input, with model and index kept in memory; with --json each line gives
+    one line of JSON."""
     index: Path
     """The index folder."""
     hybrid: tuple[Path, ...] = ()
@@ -131,6 +105,8 @@ class SearchConfig(ModelConfig):
     """The run, in TREC format."""
     top_k: int | None = None
     """Hits per query; default: 10 for one query, 1000 for a run."""
+    filter: tuple[str, ...] = ()
+    """Only documents whose metadata fits all of these: FIELD=VALUE, !=, <, <=, >, >=, or FIELD in VALUE,VALUE."""
     expansion: Literal["auto", "yes", "no"] = "auto"
     """Sparse: a term may be one that does not stand in the query; auto: as it was for the passages."""
     method: Literal["rrf", "relative"] = "rrf"
@@ -144,15 +120,25 @@ class SearchConfig(ModelConfig):
     """Hybrid: hits per index that are fused."""
     token_budget: int | None = None
     """Tokens per forward pass, padding included; default: 1024 on a CPU, whose caches it fits, 16384 on a GPU."""
+    ef_search: int | None = None
+    """hnsw: candidates that a search keeps; more find more, and take longer; default: what the index says."""
+    nprobe: int | None = None
+    """ivfpq, rabitq: lists that a search looks into; default: what the index says."""
+    refine: int | None = None
+    """hnsw, ivfpq, rabitq: candidates per hit that are scored exactly; default: by type, ten for the first hits."""
 
     def problems(self) -> list[str]:
         """See `JobConfig.problems`."""
         problems = [*super().problems(), *self._at_least(1, "top_k", "token_budget", "depth"), *self._at_least(0, "k")]
+        problems += self._at_least(1, "ef_search", "nprobe", "refine")
         problems += self._hybrid_problems()
-        if (self.query is None) == (self.queries is None):
-            problems.append("--query or --queries: give exactly one of the two")
+        problems += condition_problems(self.filter)
+        if [self.query is None, self.queries is None, not self.interactive].count(False) != 1:
+            problems.append("--query, --queries or --interactive: give exactly one of the three")
         if self.queries is not None and self.output is None:
             problems.append("--output: is required with --queries")
+        if self.interactive and self.output is not None:
+            problems.append("--output: goes with --query or --queries")
         return [*problems, *self._only_with(self.queries is not None, "--queries", "split")]
 
     def _hybrid_problems(self) -> list[str]:
@@ -256,6 +242,7 @@ class RerankConfig(ModelConfig):
         return [
             *super().problems(),
             *([] if self.model else ["--model: is required (a reranker's folder or hub id)"]),
+            *([] if self.backend == "torch" else [f"--backend: {self.backend} runs retrievers; rerank takes torch"]),
             *self._at_least(1, "depth", "top_k", "query_length", "length", "token_budget"),
             *self._within(0, 1, "first_stage_weight"),
             *pair_length_problems(self.query_length, self.length),

@@ -70,6 +70,10 @@ class TrainConfig(ModelConfig):
         problems = super().problems()
         if self.dtype == "float16":
             problems.append("--dtype: float16 cannot be trained without loss scaling; use float32, bfloat16 or auto")
+        if self.dtype == "int8":
+            problems.append("--dtype: int8 weights have no gradient; train in float32 or bfloat16")
+        if self.backend != "torch":
+            problems.append(f"--backend: {self.backend} only runs models; training takes torch")
         if self.device.startswith("cuda:") and self.device != "cuda:0":
             problems.append(
                 f"--device: training takes the first GPU; choose one with CUDA_VISIBLE_DEVICES={self.device[5:]}"

@@ -40,14 +40,19 @@ def write_array(path: Path, array: Array) -> FileRecord:
 
 def write_chunks(path: Path, dtype: str, count: int, chunks: Iterable[Array]) -> FileRecord:
     """Publishes an array of `count` numbers that comes in parts, never whole in memory; returns the file's record."""
+    return write_chunks_of(path, dtype, (count,), chunks)
+
+
+def write_chunks_of(path: Path, dtype: str, shape: tuple[int, ...], chunks: Iterable[Array]) -> FileRecord:
+    """Publishes an array whose rows come in parts; returns the file's record."""
     kind = np.dtype(dtype).newbyteorder("<")
 
     def parts() -> Iterator[bytes | memoryview]:
-        yield npy_header(kind, (count,))
+        yield npy_header(kind, shape)
         for chunk in chunks:
-            yield np.ascontiguousarray(chunk, kind).view(np.uint8).data
+            yield np.ascontiguousarray(chunk, kind).reshape(-1).view(np.uint8).data
 
-    return write_atomic(path, parts(), npy_bytes(kind, (count,)))
+    return write_atomic(path, parts(), npy_bytes(kind, shape))
 
 
 def open_array(path: Path, dtype: str, shape: tuple[int, ...]) -> Array:

@@ -25,11 +25,12 @@ from llara.config import EncodeConfig
 from llara.encoding.engine import AHEAD, Found, Job
 from llara.encoding.pool import Done, Facts, Failure, Gone, Message, Pool
 from llara.errors import LlaraError, MissingExtra, WorkerError
+from llara.hardware import keep_freed_memory
 from llara.progress import note, set_quiet
 from llara.records import Document
 
 if TYPE_CHECKING:
-    from llara.encoding.encoder import PassageEncoder
+    from llara.encoding.encoder import DocumentEncoder
 
 ANSWERS_WITHIN = 5.0  # seconds for a connection to the address
 PROBED_WITHIN = 60.0  # seconds for a child process that imports Ray and joins the cluster
@@ -56,18 +57,20 @@ class Actor:
     def __init__(self, config: EncodeConfig, threads: int) -> None:
         self._config, self._threads = config, threads
         self._tokenising, self._embedding = threading.Lock(), threading.Lock()
-        self._encoder: PassageEncoder | None = None
+        self._encoder: DocumentEncoder | None = None
+        self._kept = contextlib.ExitStack()  # as long as the process lives
 
     def open(self) -> _Opened | Failure:
         """Loads the model."""
         try:
             set_quiet(True)  # the driver does not show what nodes print
+            self._kept.enter_context(keep_freed_memory())
             self._encoder = self._open()
             return _Opened(self._encoder.facts, __version__, platform.node())
         except Exception as error:
             return _failure(error)
 
-    def _open(self) -> "PassageEncoder":
+    def _open(self) -> "DocumentEncoder":
         from llara.encoding.encoder import open_encoder
 
         return open_encoder(self._config, self._threads)

@@ -101,8 +101,8 @@ class DocumentStore:
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any]) -> None:
         self.folder = folder
-        self._entries: list[dict[str, Any]] = manifest["shards"]
-        counts = [entry["documents"] for entry in self._entries]
+        self.entries: list[dict[str, Any]] = manifest["shards"]
+        counts = [entry["documents"] for entry in self.entries]
         self._starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
         self._open: OrderedDict[int, _StoredShard] = OrderedDict()
 
@@ -135,7 +135,7 @@ class DocumentStore:
 
     def find(self, identifier: str) -> int | None:
         """Returns the position of an id, or None where no document has it."""
-        for number, entry in enumerate(self._entries):
+        for number, entry in enumerate(self.entries):
             row = self._shard(number).find(identifier) if entry["documents"] else None
             if row is not None:
                 return int(self._starts[number]) + row
@@ -145,7 +145,7 @@ class DocumentStore:
         """Returns the position of each id, -1 where no document has it; every shard is opened at most once."""
         found = np.full(len(identifiers), -1, np.int64)
         hashes = np.array([_hash(each) for each in identifiers], np.uint64)
-        for number, entry in enumerate(self._entries):
+        for number, entry in enumerate(self.entries):
             missing = np.flatnonzero(found < 0)
             if not len(missing):
                 break
@@ -173,7 +173,7 @@ class DocumentStore:
 
     def iter_documents(self) -> Iterator[Document]:
         """Yields all documents in the order of their positions, one block in memory at a time."""
-        for number in range(len(self._entries)):
+        for number in range(len(self.entries)):
             yield from self._shard(number).documents()
 
     def _locate(self, position: int) -> tuple["_StoredShard", int]:
@@ -189,7 +189,7 @@ class DocumentStore:
             return self._open[number]
         while len(self._open) >= OPEN_SHARDS:
             self._open.popitem(last=False)
-        shard = _StoredShard(self.folder, open_sidecar(self.folder, self._entries[number]))
+        shard = _StoredShard(self.folder, open_sidecar(self.folder, self.entries[number]))
         self._open[number] = shard
         return shard
 

@@ -44,11 +44,12 @@ def encode(config: EncodeConfig) -> EncodeResult:
     refuse_other_form(config.model, FORMAT)
     if not is_unclaimed(config.output) and not (config.output / MANIFEST).exists():
         raise foreign_folder(config.output)
-    # In the order of what they take: who encodes, what there is to encode, and the model.
+    next(iter(read_rows(config.corpus)), None)
+    # In the order of how long they take: who encodes, how much there is to encode, and the model.
     with choose_engine(config) as engine:
         total = sum(1 for _ in read_rows(config.corpus))
         facts = engine.facts()
-        with Progress("encode", total, "passages") as progress:
+        with Progress("encode", total, "documents" if config.long == "cut" else "passages") as progress:
             summary = write_vectors(
                 config.output,
                 read_rows(config.corpus),

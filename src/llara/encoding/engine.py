@@ -14,7 +14,22 @@ from llara.encoding.arrays import Array
 from llara.records import Document
 from llara.terms import Terms
 
-Found = Array | tuple[Array, Terms]
+
+class Encoded(NamedTuple):
+    """What an engine gives for documents: vectors alone are the same as a tuple of nothing else.
+
+    Attributes:
+        vectors: Float [rows, dim]; a row is a document, or a passage.
+        terms: The sparse vectors of the rows.
+        passages: int64 [rows, 3], see `llara.encoding.manifest.PASSAGES`.
+    """
+
+    vectors: Array
+    terms: Terms | None = None
+    passages: Array | None = None
+
+
+Found = Array | tuple[Array, Terms] | Encoded
 Encode = Callable[[list[Document]], Found]
 Advance = Callable[[int], None]
 

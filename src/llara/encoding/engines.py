@@ -4,15 +4,13 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import Protocol, Self
 
 from llara.config import EncodeConfig
+from llara.encoding.encoder import DocumentEncoder, Prepared, open_encoder
 from llara.encoding.engine import Advance, Engine, Found, Job
-from llara.encoding.encoder import PassageEncoder, open_encoder
 from llara.encoding.pool import Facts
-
-if TYPE_CHECKING:
-    from llara.lexical import Tokens
+from llara.hardware import keep_freed_memory
 
 
 class OpenEngine(Engine, Protocol):
@@ -65,7 +63,7 @@ class Local:
 
     def __init__(self, config: EncodeConfig) -> None:
         self._config = config
-        self._encoder: PassageEncoder | None = None
+        self._encoder: DocumentEncoder | None = None
         self._threads: int | None = None  # as they were, where this changed them
 
     def __enter__(self) -> Self:
@@ -94,13 +92,14 @@ class Local:
         assert encoder is not None, "facts come first"
         thread = ThreadPoolExecutor(1, "tokenise")
         try:
-            waiting: tuple[str, Future[Tokens]] | None = None
-            for job in jobs:
-                following = job.name, thread.submit(encoder.tokenise, job.documents)
+            with keep_freed_memory():
+                waiting: tuple[str, Future[Prepared]] | None = None
+                for job in jobs:
+                    following = job.name, thread.submit(encoder.tokenise, job.documents)
+                    if waiting is not None:
+                        yield waiting[0], encoder.embed(waiting[1].result(), advance)
+                    waiting = following
                 if waiting is not None:
                     yield waiting[0], encoder.embed(waiting[1].result(), advance)
-                waiting = following
-            if waiting is not None:
-                yield waiting[0], encoder.embed(waiting[1].result(), advance)
         finally:
             thread.shutdown(wait=False)

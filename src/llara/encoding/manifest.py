@@ -2,7 +2,9 @@
 
     manifest.json          identity, later the shards; published first (state "encoding") and last ("complete")
     shard-00000.json       rows, counts, rejected rows, size and SHA-256 of the shard's files; published after them
-    shard-00000.npy        vectors [documents, dim]; absent where only documents are stored
+    shard-00000.npy        vectors [documents, dim], or [passages, dim]; absent where only documents are stored
+    shard-00000.scales.npy what int8 vectors are multiplied by
+    shard-00000.passages.npy   where long documents were cut: which document each vector is of, and which part of it
     shard-00000.terms...   sparse vectors, where they were asked for; see `llara.encoding.numbers`
     shard-00000.ids ...    the document store, see `llara.encoding.documents`
     rejected.jsonl         every input row that is in no shard, with file, line and reason
@@ -14,7 +16,7 @@ by its path from this folder.
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +31,12 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 REJECTED = "rejected.jsonl"
 VECTORS = "npy"
+SCALES = "scales.npy"
 TERMS = {"starts": "terms.starts.npy", "ids": "terms.ids.npy", "weights": "terms.weights.npy"}
+PASSAGES = (
+    "passages.npy"  # int64 [passages, 3]: document of the shard, and the characters where the passage starts and stops
+)
+CUT = "cut"  # names how long documents were cut in an identity; folders whose documents have one vector each lack it
 SPARSE = "sparse"  # names the settings of sparse vectors in an identity; folders without them lack it
 MINI = "mini"  # names the model inside the package
 RESUME = {"vectors": "llara encode", "documents": "llara index"}
@@ -151,7 +158,9 @@ def check_folder(folder: Path, manifest: Mapping[str, Any], *, full: bool) -> It
         yield from damage
         if VECTORS in shard.files and not damage:
             try:
-                open_vectors(folder, manifest, entry)
+                _open_stored(folder, manifest, entry)
+                if CUT in manifest["identity"]:
+                    open_passages(folder, shard)
                 if SPARSE in manifest["identity"]:
                     open_terms(folder, shard)
             except StorageError as error:
@@ -159,10 +168,45 @@ def check_folder(folder: Path, manifest: Mapping[str, Any], *, full: bool) -> It
 
 
 def open_vectors(folder: Path, manifest: Mapping[str, Any], entry: Mapping[str, Any]) -> Array:
-    """Returns the vectors of a shard that the manifest lists, [documents, dim], memory-mapped and read-only."""
+    """Returns the vectors of a shard that the manifest lists, [rows, dim], read-only.
+
+    float32 and float16 are memory-mapped; int8 ones are float32 in memory, each multiplied by its scale.
+    """
+    vectors, scales = _open_stored(folder, manifest, entry)
+    return vectors if scales is None else np.multiply(vectors, scales[:, None], dtype=np.float32)
+
+
+def _open_stored(folder: Path, manifest: Mapping[str, Any], entry: Mapping[str, Any]) -> tuple[Array, Array | None]:
+    """Returns the vectors of a shard as they are stored, and the scales of int8 ones, both memory-mapped."""
     identity = manifest["identity"]
-    path = confined(folder, f"{entry['name']}.{VECTORS}")
-    return open_array(path, identity["vector_dtype"], (entry["documents"], identity["dim"]))
+    kind = identity["vector_dtype"]
+    count = count_rows(open_sidecar(folder, entry)) if CUT in identity else entry["documents"]
+    vectors = open_array(confined(folder, f"{entry['name']}.{VECTORS}"), kind, (count, identity["dim"]))
+    path = confined(folder, f"{entry['name']}.{SCALES}")
+    return vectors, open_array(path, "float32", (count,)) if kind == "int8" else None
+
+
+def count_rows(shard: Shard) -> int:
+    """Returns how many vectors a shard holds: one per document, or per passage."""
+    if PASSAGES not in shard.files:
+        return shard.documents
+    return (shard.files[PASSAGES].bytes - npy_bytes(np.dtype("<i8"), (0, 3))) // 24
+
+
+def open_passages(folder: Path, shard: Shard) -> Array:
+    """Returns which passages the vectors of a shard are of, int64 [rows, 3], see `PASSAGES`; memory-mapped.
+
+    Raises:
+        StorageError: The shard has none, or they are not those of its documents.
+    """
+    if PASSAGES not in shard.files:
+        raise StorageError(shard.path(folder, "json"), f"is damaged: lists no {shard.name}.{PASSAGES}")
+    path = shard.path(folder, PASSAGES)
+    table = open_array(path, "int64", (count_rows(shard), 3))
+    steps = np.diff(table[:, 0], prepend=-1, append=shard.documents)
+    if not ((steps == 0) | (steps == 1)).all() or not ((table[:, 1] >= 0) & (table[:, 1] <= table[:, 2])).all():
+        raise StorageError(path, "is damaged: holds passages that no encoder cut; run llara verify on the folder")
+    return table
 
 
 def open_terms(folder: Path, shard: Shard) -> Terms:
@@ -172,10 +216,15 @@ def open_terms(folder: Path, shard: Shard) -> Terms:
         raise StorageError(shard.path(folder, "json"), f"is damaged: lists no {shard.name}.{lacking[0]}")
     header = npy_bytes(np.dtype("<i4"), (0,))
     count = (shard.files[TERMS["ids"]].bytes - header) // 4
-    shapes = {"starts": ("int64", shard.documents + 1), "ids": ("int32", count), "weights": ("float32", count)}
+    shapes = {"starts": ("int64", count_rows(shard) + 1), "ids": ("int32", count), "weights": ("float32", count)}
     return Terms(
         **{part: open_array(shard.path(folder, TERMS[part]), dtype, (size,)) for part, (dtype, size) in shapes.items()}
     )
+
+
+def corpus_digest(entries: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the fingerprint of the rows that the shards of a manifest were made from."""
+    return hashlib.sha256(json_bytes([[entry["end"], entry["source"]] for entry in entries])).hexdigest()
 
 
 def relative_path(target: Path, folder: Path) -> str:

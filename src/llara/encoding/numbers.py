@@ -1,6 +1,8 @@
 """The numbers of a shard: what an encoder returned is checked, and written beside the documents it belongs to.
 
-    .npy                  vectors [documents, dim], float32 or float16
+    .npy                  vectors [documents, dim], float32, float16 or int8
+    .scales.npy           float32 [documents]: of int8 vectors, what each is multiplied by
+    .passages.npy         int64 [passages, 3], where long documents were cut: there, and below, rows are passages
     .terms.starts.npy     int64 [documents + 1]: where each document's terms start
     .terms.ids.npy        int32 [terms]: token ids
     .terms.weights.npy    float32 [terms], above 0
@@ -16,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from llara.encoding.arrays import Array, npy_bytes, write_array
+from llara.encoding.engine import Encoded as Encoded
 from llara.encoding.engine import Engine, Found
-from llara.encoding.manifest import TERMS, VECTORS, Shard
+from llara.encoding.manifest import PASSAGES, SCALES, TERMS, VECTORS, Shard
 from llara.errors import ModelError, StorageError
 from llara.files import FileRecord, free_bytes
 from llara.records import Document
@@ -29,16 +32,19 @@ class Numbers:
     """What a shard holds beside its documents.
 
     Attributes:
-        engine: Gives float [documents, dim] per shard; with sparse vectors a pair of that and the documents' terms.
+        engine: Gives float [documents, dim] per shard; with sparse vectors a pair of that and the documents' terms;
+            where long documents are cut, what `Encoded` says.
         dim: Size of a vector.
-        vector_dtype: float32 or float16, the type on disk.
+        vector_dtype: float32, float16 or int8, the type on disk.
         vocabulary: How many terms there are to choose from; None where no sparse vectors are wanted.
+        cut: Whether long documents are cut.
     """
 
     engine: Engine
     dim: int
     vector_dtype: str
     vocabulary: int | None = None
+    cut: bool = False
 
     def check_room(self, folder: Path, sizes: Iterable[int]) -> None:
         """Looks for the space that the vectors of shards of so many documents take.
@@ -60,38 +66,49 @@ class Numbers:
             StorageError: There is no room for the shard.
             ModelError: There is NaN or infinity in it; nothing is published then.
         """
-        shape, kind = (len(documents), self.dim), self._kind
-        vectors, terms = self._parts(found)
+        kind = self._kind
+        vectors, terms, passages = self._parts(found)
         with np.errstate(over="ignore", invalid="ignore"):
-            vectors = vectors.astype(kind, copy=False)
+            vectors = vectors.astype(np.float32 if kind.kind == "i" else kind, copy=False)
+        shape = (len(documents if passages is None else passages), self.dim)
         assert vectors.shape == shape, f"encode returned {vectors.shape} for {shape}"
-        advice = "try --dtype float32" if kind.itemsize > 2 else "try --vector-dtype float32"
-        _refuse_broken(folder, documents, np.asarray(np.isfinite(vectors).all(axis=1)), "vectors", advice)
-        if terms is None:
-            return {VECTORS: write_array(folder / f"{name}.{VECTORS}", vectors)}
-        self._check_terms(folder, documents, terms)
-        files = {VECTORS: vectors, **{TERMS[part]: getattr(terms, part) for part in TERMS}}
+        named = documents if passages is None else [documents[number] for number in passages[:, 0].tolist()]
+        advice = "try --vector-dtype float32" if kind == np.float16 else "try --dtype float32"
+        _refuse_broken(folder, named, np.asarray(np.isfinite(vectors).all(axis=1)), "vectors", advice)
+        files = {VECTORS: vectors} | ({} if passages is None else {PASSAGES: passages.astype("<i8")})
+        if kind.kind == "i":
+            files[VECTORS], files[SCALES] = round_vectors(vectors)
+        if terms is not None:
+            self._check_terms(folder, named, terms)
+            files |= {TERMS[part]: getattr(terms, part) for part in TERMS}
         return {suffix: write_array(folder / f"{name}.{suffix}", array) for suffix, array in files.items()}
 
-    def nothing(self) -> Found:
+    def nothing(self) -> Encoded:
         """Returns the numbers of a shard without documents."""
-        vectors = np.zeros((0, self.dim), np.float32)
-        return vectors if self.vocabulary is None else (vectors, Terms.of_rows([]))
+        terms = None if self.vocabulary is None else Terms.of_rows([])
+        return Encoded(np.zeros((0, self.dim), np.float32), terms, np.zeros((0, 3), np.int64) if self.cut else None)
 
     @property
     def _kind(self) -> np.dtype[Any]:
         return np.dtype(self.vector_dtype).newbyteorder("<")
 
-    def _parts(self, found: Found) -> tuple[Array, Terms | None]:
-        vectors, terms = found if isinstance(found, tuple) else (found, None)
+    def _parts(self, found: Found) -> Encoded:
+        vectors, terms, passages = Encoded(*found) if isinstance(found, tuple) else Encoded(found)
         assert (terms is None) == (self.vocabulary is None), "encode and the folder's identity differ on sparse vectors"
-        return np.asarray(vectors), terms
+        assert (passages is None) != self.cut, "encode and the folder's identity differ on passages"
+        return Encoded(np.asarray(vectors), terms, passages)
 
     def _check_terms(self, folder: Path, documents: list[Document], terms: Terms) -> None:
         assert len(terms) == len(documents), f"encode returned terms of {len(terms)} texts for {len(documents)}"
         assert self.vocabulary is not None and not ((terms.ids < 0) | (terms.ids >= self.vocabulary)).any()
         finite = [bool(np.isfinite(terms.of(row)[1]).all()) for row in range(len(documents))]
         _refuse_broken(folder, documents, np.array(finite, np.bool_), "sparse vectors", "try --dtype float32")
+
+
+def round_vectors(vectors: Array) -> tuple[Array, Array]:
+    """Rounds float32 [n, dim] to int8 -127 to 127; returns it, and what to multiply each row by, float32 [n]."""
+    scales = np.maximum(np.abs(vectors).max(axis=1, initial=0.0) / np.float32(127), np.finfo(np.float32).tiny)
+    return np.rint(vectors / scales[:, None]).astype(np.int8), scales.astype(np.float32)
 
 
 def _refuse_broken(folder: Path, documents: list[Document], sound: Array, what: str, advice: str) -> None:

@@ -21,12 +21,14 @@ from llara.encoding.documents import read_ids, write_document_files
 from llara.encoding.engine import Encode, Engine, Found, Inline, Job
 from llara.encoding.intake import digest_rows, sift_rows
 from llara.encoding.manifest import (
+    CUT,
     FORMAT,
     MANIFEST,
     REJECTED,
     SPARSE,
     Shard,
     check_shard,
+    corpus_digest,
     read_sealed,
     read_sidecar,
     shard_name,
@@ -42,7 +44,6 @@ from llara.files import (
     disk_errors,
     foreign_folder,
     is_unclaimed,
-    json_bytes,
     refuse_differences,
     remove_leftovers,
     write_atomic,
@@ -105,11 +106,11 @@ def write_vectors(
         rows: All input rows of the corpus, from the first, also those of finished shards.
         encode: An engine, or a function that is called once per new shard with its accepted documents (one or more).
             Gives float [documents, dim] per shard, and where `identity` has settings of sparse vectors a pair of that
-            and the documents' terms.
+            and the documents' terms; where it says that long documents are cut, what `Encoded` says.
         identity: JSON values that decide the vectors; dim, vector_dtype and shard_size are added. Under `sparse` those
             of sparse vectors, `vocabulary` among them, where such are wanted.
         dim: Size of a vector.
-        vector_dtype: float32 or float16, the type on disk.
+        vector_dtype: float32, float16 or int8, the type on disk.
         shard_size: Input rows per shard, bad rows included.
         progress: Told of rows found done and of rejected rows; an engine, or the function, counts the documents.
         about: JSON values to keep in the manifest that decide nothing, such as the path of the model.
@@ -130,7 +131,7 @@ def write_vectors(
         kind="vectors",
         identity=decides,
         shard_size=shard_size,
-        numbers=Numbers(engine, dim, vector_dtype, identity.get(SPARSE, {}).get("vocabulary")),
+        numbers=Numbers(engine, dim, vector_dtype, identity.get(SPARSE, {}).get("vocabulary"), CUT in identity),
         progress=progress,
         about=about or {},
         extras=extras or {},
@@ -334,8 +335,7 @@ class _Writer:
             raise self._nothing_usable(summary.rejected)
         totals = {"documents": summary.documents, "rejected": summary.rejected, "rows": self.entries[-1]["end"]}
         content = {"shards": self.entries, "files": {name: record._asdict() for name, record in files.items()}}
-        corpus = hashlib.sha256(json_bytes([[entry["end"], entry["source"]] for entry in self.entries])).hexdigest()
-        state = {"state": "complete", "corpus": corpus}
+        state = {"state": "complete", "corpus": corpus_digest(self.entries)}
         write_sealed(self.folder / MANIFEST, {**self.job.opening(), **state, **totals, **content})
         return summary
 

@@ -1,15 +1,20 @@
-"""Reads an encoded corpus that `shards.py` has written."""
+"""Reads a complete vectors folder: its vectors, sparse vectors, and which part of which document each of them is of."""
 
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+
 from llara.encoding.arrays import Array
 from llara.encoding.documents import DocumentStore
 from llara.encoding.manifest import (
+    CUT,
     SPARSE,
     check_folder,
+    count_rows,
+    open_passages,
     open_sidecar,
     open_terms,
     open_vectors,
@@ -51,8 +56,32 @@ class Vectors:
         decides = {key: self.manifest[key] for key in ("format", "kind", "identity", "shards")}
         return hashlib.sha256(json_bytes(decides)).hexdigest()
 
+    @property
+    def cut(self) -> bool:
+        """Whether long documents were cut, so that a vector is a passage's."""
+        return CUT in self.identity
+
+    def count_rows(self) -> int:
+        """Returns how many vectors there are: one per document, or per passage."""
+        if not self.cut:
+            return len(self)
+        return sum(count_rows(open_sidecar(self.folder, entry)) for entry in self.manifest["shards"])
+
+    def passages(self) -> Iterator[Array]:
+        """Yields for each shard in order which passages its vectors are of, int64 [rows, 3].
+
+        The columns are the position of the document in the folder, and the characters where the passage starts and
+        stops in its text.
+        """
+        documents = 0
+        for entry in self.manifest["shards"]:
+            table = np.array(open_passages(self.folder, open_sidecar(self.folder, entry)))
+            table[:, 0] += documents
+            yield table
+            documents += entry["documents"]
+
     def shards(self) -> Iterator[Array]:
-        """Yields the vectors of each shard in order, [documents, dim], memory-mapped and read-only."""
+        """Yields the vectors of each shard in order, [rows, dim], memory-mapped and read-only."""
         for entry in self.manifest["shards"]:
             yield open_vectors(self.folder, self.manifest, entry)
 

@@ -16,10 +16,10 @@ from llara.config import EncodeConfig
 from llara.encoding.engine import Job
 from llara.encoding.pool import Done, Failure, Progressed
 from llara.errors import LlaraError
+from llara.hardware import keep_freed_memory
 
 if TYPE_CHECKING:
-    from llara.encoding.encoder import PassageEncoder
-    from llara.lexical import Tokens
+    from llara.encoding.encoder import DocumentEncoder, Prepared
 
 
 class Place(NamedTuple):
@@ -59,7 +59,7 @@ def _receive(link: Connection, inbox: "queue.SimpleQueue[Job]") -> None:
         os._exit(0)
 
 
-def _settled(config: EncodeConfig, place: Place) -> "PassageEncoder":
+def _settled(config: EncodeConfig, place: Place) -> "DocumentEncoder":
     """Takes the worker's place on the machine, then loads the model."""
     if place.cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, place.cores)
@@ -73,13 +73,14 @@ def _settled(config: EncodeConfig, place: Place) -> "PassageEncoder":
     return encoder.open_encoder(config, place.threads)
 
 
-def _serve(link: Connection, inbox: "queue.SimpleQueue[Job]", encoder: "PassageEncoder") -> None:
+def _serve(link: Connection, inbox: "queue.SimpleQueue[Job]", encoder: "DocumentEncoder") -> None:
     from llara.encoding.encoder import one_ahead
 
-    def take() -> "tuple[str, Tokens]":
+    def take() -> "tuple[str, Prepared]":
         job = inbox.get()
         return job.name, encoder.tokenise(job.documents)
 
     link.send(encoder.facts)
-    for name, tokens in one_ahead(take):
-        link.send(Done(name, encoder.embed(tokens, lambda count: link.send(Progressed(count)))))
+    with keep_freed_memory():
+        for name, prepared in one_ahead(take):
+            link.send(Done(name, encoder.embed(prepared, lambda count: link.send(Progressed(count)))))

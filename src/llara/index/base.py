@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ IDS, OFFSETS = "ids.txt", "ids.offsets.npy"
 Floats = NDArray[np.float32]
 Positions = NDArray[np.int64]
 Queries = TypeVar("Queries", contravariant=True)
+Asks = Literal["vectors", "terms", "texts"]
 
 
 class TopK(NamedTuple):
@@ -40,21 +41,66 @@ class TopK(NamedTuple):
     positions: Positions
 
 
-class Index(Protocol[Queries]):
-    """A searchable index. `Queries` is what it searches with: float32 [queries, dim], `Terms`, or a list of texts."""
+class Allowed:
+    """A set of positions of an index, as bits.
 
+    Attributes:
+        bits: uint8 [ceil(total / 8)]; bit `i % 8` of byte `i // 8`, the lowest first, tells of position i, which is
+            also how FAISS' `IDSelectorBitmap` reads it.
+        total: Documents of the index.
+        count: Those of them that are allowed.
+    """
+
+    def __init__(self, bits: NDArray[np.uint8], total: int) -> None:
+        assert len(bits) == -(-total // 8)
+        self.bits, self.total = bits, total
+        self.count = int(np.bitwise_count(bits).sum(dtype=np.int64))
+
+    @classmethod
+    def of(cls, mask: NDArray[np.bool_]) -> "Allowed":
+        """Makes it from bool [total]."""
+        return cls(np.packbits(mask, bitorder="little"), len(mask))
+
+    def mask(self, start: int, stop: int) -> NDArray[np.bool_]:
+        """Tells for each position from `start` to `stop` (exclusive) whether it is allowed; bool [stop - start]."""
+        first = start // 8
+        bits = np.unpackbits(self.bits[first : -(-stop // 8)], bitorder="little")
+        return np.asarray(bits[start - 8 * first : stop - 8 * first], np.bool_)
+
+    def holds(self, positions: Positions) -> NDArray[np.bool_]:
+        """Tells for each of some positions, int64 [n], whether it is allowed; bool [n]."""
+        return np.asarray((self.bits[positions >> 3] >> (positions & 7)) & 1, np.bool_)
+
+
+class Index(Protocol[Queries]):
+    """A searchable index. `Queries` is what it searches with: float32 [queries, dim], `Terms`, or a list of texts.
+
+    Attributes:
+        asks: Which of the three.
+        manifest: What its folder says.
+        model: The model that made the vectors, as `find_model` returns it; empty where none is needed.
+        ids: The id of every position, those of documents that were deleted among them.
+    """
+
+    asks: Asks
     manifest: "Manifest"
+    model: str
     ids: "Ids"
 
-    def search(self, queries: Queries, top_k: int) -> TopK:
-        """Returns at most `top_k` hits per query, by score descending, ties by document id descending."""
+    def search(self, queries: Queries, top_k: int, allowed: Allowed | None = None) -> TopK:
+        """Returns at most `top_k` hits per query, by score descending, ties by document id descending.
+
+        Where `allowed` is given, these are the best of the documents in it, with the scores they have without it.
+        """
         ...
 
     def score(self, queries: Queries, positions: Sequence[Positions]) -> list[Floats]:
         """Returns the scores of given documents, per query int64 [n] to float32 [n], as `search` gives them."""
         ...
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """Returns the number of positions, those of deleted documents among them."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -62,9 +108,9 @@ class Manifest:
     """What an index folder says about itself."""
 
     type: str
-    """flat, sparse or bm25."""
+    """flat, hnsw, ivfpq, rabitq, milvus, sparse or bm25."""
     count: int
-    """Documents in the index."""
+    """Documents in the folder's own files; those of `parts` come after them."""
     settings: Mapping[str, Any]
     """Of the type: the dimension, k1, b, ..."""
     model: Mapping[str, Any] | None
@@ -77,11 +123,23 @@ class Manifest:
     """Folder of the document store, relative to the index folder."""
     files: Mapping[str, FileRecord]
     """Size and SHA-256 of every file in the folder but the manifest, which carries its own digest."""
+    parts: Sequence[Mapping[str, Any]] = ()
+    """Index folders whose documents follow those of this one: `folder` (relative), `count`, and `digest` of the
+    manifest."""
+    deleted: str = ""
+    """Name of the file in `files` that lists the positions of deleted documents, where there are any."""
+    digest: str = ""
+    """Of the manifest itself; filled in when it is read."""
 
     def publish(self, folder: Path) -> None:
         """Writes `manifest.json`, with a digest of itself; this completes the index."""
         files = {name: record._asdict() for name, record in self.files.items()}
         write_sealed(folder / MANIFEST, {"format": FORMAT, "kind": KIND, **vars(self), "files": files})
+
+    @property
+    def total(self) -> int:
+        """Documents in the folder and its parts, deleted ones among them."""
+        return self.count + sum(part["count"] for part in self.parts)
 
     @classmethod
     def read(cls, folder: Path, *, verify: bool = False) -> "Manifest":
@@ -101,7 +159,7 @@ class Manifest:
             raise StorageError(folder, f"is no index folder, it holds {found}; {advice}")
         content = read_sealed(folder / MANIFEST)
         content["files"] = {name: FileRecord(**record) for name, record in content["files"].items()}
-        manifest = cls(**{each.name: content[each.name] for each in fields(cls)})
+        manifest = cls(**{each.name: content[each.name] for each in fields(cls) if each.name in content})
         for name, record in manifest.files.items():
             check_file(confined(folder, name), record, full=verify)
         if verify and manifest.documents == DOCUMENTS:
@@ -115,8 +173,16 @@ class Manifest:
         return f"{self.type} index"
 
 
-class Ids:
-    """Document ids by position, read from disk as they are asked for."""
+class Ids(Protocol):
+    """Document ids by position."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, position: int) -> str: ...
+
+
+class StoredIds:
+    """The ids of an index folder, read from disk as they are asked for."""
 
     def __init__(self, folder: Path, count: int) -> None:
         self._path = folder / IDS
@@ -169,6 +235,22 @@ def best_first(scores: Floats, positions: Positions, ids: Ids, top_k: int) -> tu
         if stop - start > 1:
             positions[start:stop] = sorted(positions[start:stop], key=lambda each: ids[int(each)], reverse=True)
     return scores[:top_k], positions[:top_k]
+
+
+def best_rows(scores: Floats, positions: Positions, ids: Ids, top_k: int) -> TopK:
+    """Does what `best_first` does for many queries at once; `scores` and `positions` are both [queries, candidates].
+
+    A candidate with a score of -inf is none.
+    """
+    top_k = min(top_k, scores.shape[1])
+    order = np.argsort(-scores, axis=1, kind="stable")
+    scores, positions = (np.take_along_axis(each, order, axis=1) for each in (scores, positions))
+    tied = (scores[:, 1:] == scores[:, :-1])[:, :top_k] & (scores[:, :-1][:, :top_k] > -np.inf)
+    for row in np.flatnonzero(tied.any(axis=1)):
+        here = int((scores[row] > -np.inf).sum())
+        best = best_first(scores[row, :here], positions[row, :here].copy(), ids, top_k)
+        scores[row, : len(best[0])], positions[row, : len(best[1])] = best
+    return TopK(scores[:, :top_k], np.where(scores[:, :top_k] > -np.inf, positions[:, :top_k], -1))
 
 
 def stack(rows: list[tuple[Floats, Positions]], top_k: int) -> TopK:

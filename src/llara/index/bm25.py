@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llara.encoding.arrays import open_array, write_array
 from llara.errors import ConfigError, DataError, StorageError, nearest
 from llara.files import FileRecord, check_file, read_json, write_json_atomic
-from llara.index.base import Floats, Ids, Manifest, Positions, TopK, best_first, stack
+from llara.index.base import Allowed, Asks, Floats, Manifest, Positions, StoredIds, TopK, best_first, stack
 from llara.records import Document
 
 WORDS = "words.json"
@@ -72,12 +73,15 @@ class Bm25Index:
     idf(t) = ln(1 + (N - n_t + 0.5) / (n_t + 0.5)); a word that a query repeats counts each time.
     """
 
+    asks: Asks = "texts"
+    model = ""
+
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         from bm25s import BM25
 
         check_file(folder / WORDS, manifest.files[WORDS], full=True)  # it is read whole anyway
         words = read_json(folder / WORDS)
-        self.manifest, self.ids = manifest, Ids(folder, manifest.count)
+        self.manifest, self.ids = manifest, StoredIds(folder, manifest.count)
         self.analyzer = Analyzer(manifest.settings["language"], words["stop_words"])
         self._terms = {term: number for number, term in enumerate(words["terms"])}
         self._bm25 = BM25(k1=manifest.settings["k1"], b=manifest.settings["b"])
@@ -92,10 +96,11 @@ class Bm25Index:
     def __len__(self) -> int:
         return self.manifest.count
 
-    def search(self, queries: Sequence[str], top_k: int) -> TopK:
-        """Returns at most `top_k` documents per query; only documents that share a word with the query are hits."""
-        top_k = min(top_k, len(self))
-        return stack([self._search_one(query, top_k) for query in queries], top_k)
+    def search(self, queries: Sequence[str], top_k: int, allowed: Allowed | None = None) -> TopK:
+        """Returns at most `top_k` of the allowed documents per query; hits are those that share a word with it."""
+        top_k = min(top_k, len(self) if allowed is None else allowed.count)
+        mask = None if allowed is None else allowed.mask(0, len(self))
+        return stack([self._search_one(query, top_k, mask) for query in queries], top_k)
 
     def score(self, queries: Sequence[str], positions: Sequence[Positions]) -> list[Floats]:
         """Returns the scores of given documents, per query int64 [n] to float32 [n]; 0 without a word in common."""
@@ -111,10 +116,10 @@ class Bm25Index:
         except IndexError as error:  # a position beyond the last document
             raise StorageError("postings.positions.npy", f"is damaged: {error}; rebuild the index") from error
 
-    def _search_one(self, query: str, top_k: int) -> tuple[Floats, Positions]:
+    def _search_one(self, query: str, top_k: int, mask: NDArray[np.bool_] | None) -> tuple[Floats, Positions]:
         scores = self._score(query)
-        found = np.flatnonzero(scores > 0)
-        if len(found) > top_k:
+        found = np.flatnonzero(scores > 0 if mask is None else (scores > 0) & mask)
+        if len(found) > top_k > 0:
             found = found[scores[found] >= np.partition(scores[found], -top_k)[-top_k]]
         return best_first(scores[found], found.astype(np.int64), self.ids, top_k)
 

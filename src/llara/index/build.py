@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,16 +22,39 @@ from llara.encoding.manifest import (
 )
 from llara.encoding.shards import Vectors, write_documents
 from llara.errors import DataError, StorageError
-from llara.files import IDENTITY, FileRecord, FolderLock, claim_output, remove_leftovers, sha256_file, write_atomic
+from llara.files import (
+    IDENTITY,
+    FileRecord,
+    FolderLock,
+    claim_output,
+    disk_errors,
+    remove_leftovers,
+    sha256_file,
+    write_atomic,
+)
 from llara.index.base import DOCUMENTS, MANIFEST, Manifest, write_ids
-from llara.index.bm25 import Bm25Index, check_language, write_bm25
-from llara.index.flat import FlatIndex, write_flat
-from llara.index.sparse import PASSES, SparseIndex, write_sparse
+from llara.index.bm25 import check_language, write_bm25
+from llara.index.faiss import TYPES, Shape, write_faiss
+from llara.index.flat import write_flat
+from llara.index.milvus import choose_place, write_milvus
+from llara.index.opening import open_index
+from llara.index.parts import PART, covered, cut_shards, read_deleted, vectors_fingerprint
+from llara.index.passages import write_passages
+from llara.index.sparse import PASSES, write_sparse
+from llara.invocation import shell_line
 from llara.outputs import check_place
 from llara.terms import Terms
 
 CONFIG = "config.toml"
-AnyIndex = FlatIndex | SparseIndex | Bm25Index
+MEMORY = 2 << 30  # bytes that building an approximate index takes, about, before it is cut into parts
+# What decides the content of an index, by its type; it cannot be changed in a finished one.
+DECIDES = {
+    "bm25": ("k1", "b", "language"),
+    "hnsw": ("hnsw_m", "ef_construction", "part_size", "seed"),
+    "ivfpq": ("nlist", "pq_m", "pq_bits", "part_size", "seed"),
+    "rabitq": ("nlist", "rabitq_bits", "part_size", "seed"),
+    "milvus": ("uri", "collection", "milvus_index"),
+}
 
 
 @dataclass(frozen=True)
@@ -46,7 +69,7 @@ class IndexResult:
     reused: bool
 
 
-class _Source(NamedTuple):
+class Source(NamedTuple):
     """What an index is built from. `vectors` is None where words are all that is needed."""
 
     folder: Path
@@ -54,6 +77,8 @@ class _Source(NamedTuple):
     vectors: Vectors | None
     fingerprint: str
     rejected: int
+    start: int = 0
+    """Documents of the index that come before."""
 
 
 def build_index(config: IndexConfig) -> IndexResult:
@@ -70,42 +95,30 @@ def build_index(config: IndexConfig) -> IndexResult:
         check_language(config.language)
     # What can be found wrong with the input must be found before the output folder is claimed.
     vectors = Vectors.open(config.vectors, config.verify) if config.vectors else None
+    if vectors is not None and vectors.cut and config.type == "milvus":
+        advice = "take another --type, or encode the corpus with --long truncate"
+        raise StorageError(vectors.folder, f"holds several passages of a document, --type milvus takes one; {advice}")
     if vectors is not None and config.type == "sparse":
         vectors.sparse_settings()
     next(read_rows(config.corpus) if config.corpus else iter(()), None)
     check_place(config.output)
     with FolderLock(config.output):
         identity: dict[str, Any] = {"type": config.type}
-        if config.type == "bm25":
-            identity |= {"k1": config.k1, "b": config.b, "language": config.language}
+        identity |= {name: getattr(config, name) for name in DECIDES.get(config.type, ())}
         finished = claim_output(config.output, identity, "index") and (config.output / MANIFEST).exists()
         remove_leftovers(config.output)
-        source = _open_source(config, vectors, finished)
+        source = open_source(config, vectors, finished)
         if finished:
             return _reuse(config, source)
         return _build(config, source)
 
 
-def open_index(folder: Path, *, verify: bool = False) -> AnyIndex:
-    """Opens an index folder, memory-mapped, after checking the sizes of its files; with `verify` their SHA-256 too.
-
-    StorageError for a folder that is missing, damaged, or no index.
-    """
-    manifest = Manifest.read(folder, verify=verify)
-    if manifest.type == "flat":
-        return FlatIndex(folder, manifest)
-    if manifest.type == "sparse":
-        return SparseIndex(folder, manifest)
-    if manifest.type == "bm25":
-        return Bm25Index(folder, manifest)
-    raise StorageError(folder, f"is an index of type {manifest.type!r}, which this version does not know")
-
-
-def _open_source(config: IndexConfig, vectors: Vectors | None, finished: bool) -> _Source:
+def open_source(config: IndexConfig, vectors: Vectors | None, finished: bool) -> Source:
+    """Returns what the index is built from; a corpus is stored first, where there is no `finished` index of it."""
     if vectors is not None:
         # Words depend on the corpus alone, so that BM25 stays what it is when another model encodes the same corpus.
         words = config.type == "bm25"
-        source = _Source(
+        source = Source(
             vectors.folder,
             vectors.documents,
             None if words else vectors,
@@ -119,7 +132,7 @@ def _open_source(config: IndexConfig, vectors: Vectors | None, finished: bool) -
                 folder = config.output / DOCUMENTS
                 write_documents(folder, read_rows(config.corpus), progress=shown, verify=config.verify)
         manifest = read_manifest(folder)
-        source = _Source(folder, DocumentStore(folder, manifest), None, manifest["corpus"], manifest["rejected"])
+        source = Source(folder, DocumentStore(folder, manifest), None, manifest["corpus"], manifest["rejected"])
     if not len(source.store):
         raise DataError(source.folder, None, f"holds no document to index ({source.rejected} rows were rejected)")
     return source
@@ -153,53 +166,122 @@ def _holds(content: Mapping[str, Any], config: IndexConfig, shown: progress.Prog
     return next(rows, None) is None
 
 
-def _reuse(config: IndexConfig, source: _Source) -> IndexResult:
+def _reuse(config: IndexConfig, source: Source) -> IndexResult:
     manifest = Manifest.read(config.output, verify=config.verify)
     if manifest.source != source.fingerprint:
         what = f"was built from other documents or vectors than {source.folder} holds now"
-        raise StorageError(config.output, f"{what}; choose another --output, or delete this folder to start again")
-    model = manifest.model_path
-    if not is_local(find_model(model, config.output)):
-        model = _model_path(source, config.output)
-    places = {"documents": relative_path(source.folder, config.output), "model_path": model}
-    if vars(manifest) != vars(manifest) | places:  # the same vectors, or their model, in another place
-        Manifest(**vars(manifest) | places).publish(config.output)
+        advice = "choose another --output, or delete this folder to start again"
+        vectors = source.vectors
+        if vectors and covered(source.store.entries, manifest.total, manifest.source, vectors_fingerprint(vectors)):
+            what = f"lacks {len(source.store) - manifest.total:,} documents that {source.folder} has got since"
+            words = ["index", "--add", "--vectors", source.folder, "--output", config.output]
+            advice = f"add them with: {shell_line(words)}"
+        raise StorageError(config.output, f"{what}; {advice}")
+    if vars(manifest) != vars(manifest) | places(config.output, source, manifest.model_path):
+        # the same vectors, or their model, in another place
+        replace(manifest, **places(config.output, source, manifest.model_path)).publish(config.output)
     progress.note(f"{config.output}: nothing to do, this index is finished")
-    return _result(config, manifest, source, reused=True)
+    return result(config, manifest, source.rejected, reused=True)
 
 
-def _build(config: IndexConfig, source: _Source) -> IndexResult:
-    output, count = config.output, len(source.store)
-    files = write_ids(output, _ids(source.store))
-    made, settings = _write(config, source)
-    files |= made
+def places(output: Path, source: Source, model: str = "") -> dict[str, str]:
+    """Returns where documents and model lie from `output`; `model` is what the manifest says of it so far."""
+    if not model or not is_local(find_model(model, output)):
+        model = _model_path(source, output)
+    return {"documents": relative_path(source.folder, output), "model_path": model}
+
+
+def _build(config: IndexConfig, source: Source) -> IndexResult:
+    output = config.output
+    own, *others = cut(config, source)
+    manifest = fill(config, own, output)
+    parts = [fill_part(config, part, output, number) for number, part in enumerate(others, 1)]
+    files = dict(manifest.files)
     files[CONFIG] = write_atomic(output / CONFIG, to_toml(config).encode())
     files[IDENTITY] = FileRecord((output / IDENTITY).stat().st_size, sha256_file(output / IDENTITY))
-    manifest = Manifest(
-        type=config.type,
-        count=count,
-        settings=settings,
-        model=source.vectors.identity if source.vectors else None,
-        model_path=_model_path(source, output),
-        source=source.fingerprint,
-        documents=relative_path(source.folder, output),
-        files=files,
-    )
+    manifest = replace(manifest, source=source.fingerprint, files=files, parts=parts)
     manifest.publish(output)
     open_index(output)  # what cannot be opened must fail here, not at the first search
-    return _result(config, manifest, source, reused=False)
+    return result(config, manifest, source.rejected, reused=False)
 
 
-def _write(config: IndexConfig, source: _Source) -> tuple[dict[str, FileRecord], dict[str, Any]]:
+def cut(config: IndexConfig, source: Source) -> list[Source]:
+    """Returns what goes into each part of an index: all into one where the type needs no memory for it."""
+    if source.vectors is None or config.type not in TYPES:
+        return [source]
+    rows = source.vectors.count_rows()
+    shape = Shape.of(config, rows, source.vectors.dim)
+    size = config.part_size or max(1, MEMORY // shape.bytes_per_vector * len(source.store) // rows)
+    return [
+        source._replace(store=part.documents, vectors=part, fingerprint=part.fingerprint)
+        for part in cut_shards(source.vectors, size)
+    ]
+
+
+def fill(config: IndexConfig, source: Source, folder: Path) -> Manifest:
+    """Writes the files of one part; returns its manifest, which is still to be published."""
+    files = write_ids(folder, _ids(source.store))
+    if source.vectors is not None and source.vectors.cut:
+        files |= write_passages(folder, source.vectors)
+    made, settings = _write(config, source, folder)
+    return Manifest(
+        type=config.type,
+        count=len(source.store),
+        settings=settings,
+        model=source.vectors.identity if source.vectors else None,
+        source=source.fingerprint,
+        files=files | made,
+        **places(folder, source),
+    )
+
+
+def fill_part(config: IndexConfig, source: Source, output: Path, number: int) -> Mapping[str, Any]:
+    """Makes a part in a folder of its own, or finds it made; returns how the index folder's manifest names it."""
+    folder = output / PART.format(number)
+    manifest = _finished_part(folder, source)
+    if manifest is None:
+        with disk_errors(folder):
+            folder.mkdir(exist_ok=True)
+            (folder / MANIFEST).unlink(missing_ok=True)
+        remove_leftovers(folder)
+        fill(config, source, folder).publish(folder)
+        manifest = Manifest.read(folder)
+    return {"folder": folder.name, "count": manifest.count, "digest": manifest.digest}
+
+
+def _finished_part(folder: Path, source: Source) -> Manifest | None:
+    """Returns the manifest of a part that a run before this one finished; None where there is none to keep."""
+    try:
+        manifest = Manifest.read(folder, verify=True)
+    except StorageError:
+        return None  # whatever is there is made anew
+    return manifest if manifest.source == source.fingerprint else None
+
+
+def _write(config: IndexConfig, source: Source, folder: Path) -> tuple[dict[str, FileRecord], dict[str, Any]]:
     """Writes the files of the type; returns their records and the settings."""
-    vectors, count = source.vectors, len(source.store)
+    vectors = source.vectors
     if vectors is not None and config.type == "sparse":
-        return write_sparse(config.output, _Passes(vectors), vectors.sparse_settings()["vocabulary"])
-    with progress.Progress("index", count, "documents") as shown:
+        return write_sparse(folder, _Passes(vectors), vectors.sparse_settings()["vocabulary"])
+    count = len(source.store) if vectors is None else vectors.count_rows()
+    with progress.Progress("index", count, _unit(vectors)) as shown:
+        if vectors is not None and config.type in TYPES:
+            shape = Shape.of(config, count, vectors.dim)
+            return write_faiss(folder, vectors.shards(), count, vectors.identity["vector_dtype"], shape, shown)
+        if vectors is not None and config.type == "milvus":
+            place = _milvus_place(config, source)
+            shards = vectors.shards()
+            return {}, write_milvus(config.output, shards, place, vectors.dim, source.start, shown)
         if vectors is not None:
-            return write_flat(config.output, _shards(vectors.shards(), shown), count, vectors.dim)
+            return write_flat(folder, _shards(vectors.shards(), shown), count, vectors.dim)
         documents = (_counted(each, shown) for each in source.store.iter_documents())
-        return write_bm25(config.output, documents, config.k1, config.b, config.language)
+        return write_bm25(folder, documents, config.k1, config.b, config.language)
+
+
+def _milvus_place(config: IndexConfig, source: Source) -> dict[str, Any]:
+    if source.start:  # added to what is there
+        return dict(Manifest.read(config.output).settings)
+    return choose_place(config.output, config.uri, config.collection, config.milvus_index, source.fingerprint)
 
 
 class _Passes:
@@ -210,20 +292,29 @@ class _Passes:
 
     def __call__(self) -> Iterator[Terms]:
         self.number += 1
-        with progress.Progress(f"index, pass {self.number} of {PASSES}", len(self.vectors), "documents") as shown:
+        label, count = f"index, pass {self.number} of {PASSES}", self.vectors.count_rows()
+        with progress.Progress(label, count, _unit(self.vectors)) as shown:
             yield from _shards(self.vectors.terms(), shown)
 
 
-def _model_path(source: _Source, output: Path) -> str:
+def _unit(vectors: Vectors | None) -> str:
+    return "passages" if vectors is not None and vectors.cut else "documents"
+
+
+def _model_path(source: Source, output: Path) -> str:
     if source.vectors is None:
         return ""
     found = find_model(source.vectors.manifest["about"].get("model_path", ""), source.folder)
     return record_model(found, output) if Path(found).is_absolute() else found
 
 
-def _result(config: IndexConfig, manifest: Manifest, source: _Source, *, reused: bool) -> IndexResult:
-    size = sum(record.bytes for record in manifest.files.values())
-    return IndexResult(config.output, manifest.type, manifest.count, source.rejected, size, reused)
+def result(config: IndexConfig, manifest: Manifest, rejected: int, *, reused: bool) -> IndexResult:
+    """Returns what the job found or left in the folder."""
+    folders = [config.output, *(config.output / part["folder"] for part in manifest.parts)]
+    manifests = [manifest, *(Manifest.read(folder) for folder in folders[1:])]
+    size = sum(record.bytes for each in manifests for record in each.files.values())
+    documents = manifest.total - len(read_deleted(config.output, manifest))
+    return IndexResult(config.output, manifest.type, documents, rejected, size, reused)
 
 
 def _ids(store: DocumentStore, step: int = 10_000) -> Iterator[str]:

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from llara.encoding.arrays import Array
 from llara.encoding.manifest import find_model
 from llara.errors import ModelError, StorageError
 from llara.files import FileRecord, write_atomic
-from llara.index.base import Floats, Ids, Manifest, Positions, TopK, best_first, stack
+from llara.index.base import Allowed, Asks, Floats, Ids, Manifest, Positions, StoredIds, TopK, best_first, stack
 
 FILE = "index.faiss"
 _BATCH = 1024  # queries per FAISS call, fewer where that many hits at once would take much memory
@@ -27,8 +28,11 @@ class FlatIndex:
     do not depend on the batch, the number of threads or the position of a document, and equal vectors tie exactly.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.manifest, self.ids = manifest, Ids(folder, manifest.count)
+    asks: Asks = "vectors"
+
+    def __init__(self, folder: Path, manifest: Manifest, ids: Ids | None = None) -> None:
+        self.manifest = manifest
+        self.ids: Ids = StoredIds(folder, manifest.count) if ids is None else ids
         self.model = find_model(manifest.model_path, folder)
         self.dim = int(manifest.settings["dim"])
         self._max_norm = float(manifest.settings["max_norm"])
@@ -38,30 +42,28 @@ class FlatIndex:
     def __len__(self) -> int:
         return self.manifest.count
 
-    def search(self, queries: Floats, top_k: int) -> TopK:
-        """Returns the `top_k` best documents of each query; `queries` is float32 [queries, dim].
+    def search(self, queries: Floats, top_k: int, allowed: Allowed | None = None) -> TopK:
+        """Returns the `top_k` best of the allowed documents for each query; `queries` is float32 [queries, dim].
 
         ModelError when the queries have another dimension than the index.
         """
-        if queries.ndim != 2 or queries.shape[1] != self.dim:
-            shape = " x ".join(map(str, queries.shape))
-            raise ModelError(f"the index holds vectors of dimension {self.dim}, the queries are {shape}: {self.origin}")
-        if not np.isfinite(queries).all():
-            raise ModelError("the query vectors hold values that are not finite")
-        top_k, queries = min(top_k, len(self)), np.ascontiguousarray(queries, np.float32)
+        queries = check_queries(queries, self.dim, self.origin)
+        available = len(self) if allowed is None else allowed.count
+        top_k = min(top_k, available)
         rows: list[tuple[Floats, Positions]] = [(np.empty(0, np.float32), np.empty(0, np.int64))] * len(queries)
-        pending, fetch = list(range(len(queries))), min(top_k + _SPARE, len(self))
+        pending, fetch = list(range(len(queries))), min(top_k + _SPARE, available)
         while pending and fetch:
             unclear: list[int] = []
             step = max(1, min(_BATCH, _CELLS // fetch))
             for start in range(0, len(pending), step):
-                unclear += self._search_batch(queries, pending[start : start + step], top_k, fetch, rows)
-            pending, fetch = unclear, min(4 * fetch, len(self))
+                batch = pending[start : start + step]
+                unclear += self._search_batch(queries, batch, top_k, fetch, rows, allowed)
+            pending, fetch = unclear, min(4 * fetch, available)
         return stack(rows, top_k)
 
     def score(self, queries: Floats, positions: Sequence[Positions]) -> list[Floats]:
         """Returns the scores of given documents, per query int64 [n] to float32 [n], as `search` gives them."""
-        return [self._score(query, each) for query, each in zip(queries, positions, strict=True)]
+        return [exact_scores(self._vectors, query, each) for query, each in zip(queries, positions, strict=True)]
 
     @property
     def origin(self) -> str:
@@ -69,17 +71,24 @@ class FlatIndex:
         return f"it was built with the model {self.model}"
 
     def _search_batch(
-        self, queries: Floats, batch: list[int], top_k: int, fetch: int, rows: list[tuple[Floats, Positions]]
+        self,
+        queries: Floats,
+        batch: list[int],
+        top_k: int,
+        fetch: int,
+        rows: list[tuple[Floats, Positions]],
+        allowed: Allowed | None,
     ) -> list[int]:
         """Fills in `rows` of the queries in `batch`; returns those whose boundary needs more candidates to be clear."""
         unclear: list[int] = []
-        for row, scores, positions in zip(batch, *self._faiss.search(queries[batch], fetch), strict=True):
+        found = self._faiss.search(queries[batch], fetch, params=_only(allowed))
+        for row, scores, positions in zip(batch, *found, strict=True):
             floor = scores[top_k - 1] - self._margin(queries[row])
-            if scores[-1] >= floor and fetch < len(self):
+            if scores[-1] >= floor and fetch < (len(self) if allowed is None else allowed.count):
                 unclear.append(row)
                 continue
             near = positions[scores >= floor]
-            rows[row] = best_first(self._score(queries[row], near), near, self.ids, top_k)
+            rows[row] = best_first(exact_scores(self._vectors, queries[row], near), near, self.ids, top_k)
         return unclear
 
     def _margin(self, query: Floats) -> float:
@@ -90,10 +99,40 @@ class FlatIndex:
         """
         return 2.1 * self.dim * 2.0**-24 * self._max_norm * float(np.linalg.norm(query.astype(np.float64)))
 
-    def _score(self, query: Floats, positions: Positions) -> Floats:
-        # Summed along each row: unlike a matrix product, this gives equal rows equal sums wherever they stand.
-        products = self._vectors[positions].astype(np.float64) * query.astype(np.float64)
-        return np.asarray(products.sum(axis=1), np.float32)
+
+def check_queries(queries: Floats, dim: int, origin: str) -> Floats:
+    """Returns queries as FAISS takes them; ModelError where they are not finite, or not of the index's dimension."""
+    if queries.ndim != 2 or queries.shape[1] != dim:
+        shape = " x ".join(map(str, queries.shape))
+        raise ModelError(f"the index holds vectors of dimension {dim}, the queries are {shape}: {origin}")
+    if not np.isfinite(queries).all():
+        raise ModelError("the query vectors hold values that are not finite")
+    return np.ascontiguousarray(queries, np.float32)
+
+
+def exact_scores(vectors: Array, query: Floats, positions: Positions) -> Floats:
+    """Returns inner products, in float64 and rounded to float32: `query` [dim] with `positions` [n], or a batch.
+
+    A batch is `query` [b, 1, dim] and `positions` [b, n]. Summed along each row: unlike a matrix product, this gives
+    equal rows equal sums wherever they stand.
+    """
+    products = vectors[positions].astype(np.float64) * query.astype(np.float64)
+    return np.asarray(products.sum(axis=-1), np.float32)
+
+
+def selector(allowed: Allowed) -> Any:
+    """Returns what makes FAISS pass over all other documents; what it is given to keeps it, and the bits with it."""
+    import faiss
+
+    faiss_any: Any = faiss  # its stubs know the C++ signatures only
+    return faiss_any.IDSelectorBitmap(allowed.bits)
+
+
+def _only(allowed: Allowed | None) -> Any:
+    import faiss
+
+    faiss_any: Any = faiss
+    return None if allowed is None else faiss_any.SearchParameters(sel=selector(allowed))
 
 
 def write_flat(

@@ -14,7 +14,7 @@ from llara.encoding.arrays import Array, open_array, write_array, write_chunks
 from llara.encoding.manifest import SPARSE, find_model
 from llara.errors import DataError, ModelError, StorageError
 from llara.files import FileRecord
-from llara.index.base import Floats, Ids, Manifest, Positions, TopK, best_first, stack
+from llara.index.base import Allowed, Asks, Floats, Ids, Manifest, Positions, StoredIds, TopK, best_first, stack
 from llara.terms import Terms
 
 POSTINGS = 1 << 24  # of a segment, at most: 128 MB; a single document may have more
@@ -30,8 +30,11 @@ class SparseIndex:
     added in the order of their ids, so that equal documents tie exactly and a score depends on nothing else.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.manifest, self.ids = manifest, Ids(folder, manifest.count)
+    asks: Asks = "terms"
+
+    def __init__(self, folder: Path, manifest: Manifest, ids: Ids | None = None) -> None:
+        self.manifest = manifest
+        self.ids: Ids = StoredIds(folder, manifest.count) if ids is None else ids
         self.model = find_model(manifest.model_path, folder)
         self.settings: dict[str, Any] = (manifest.model or {})[SPARSE]
         self.vocabulary = int(self.settings["vocabulary"])
@@ -48,10 +51,10 @@ class SparseIndex:
     def __len__(self) -> int:
         return self.manifest.count
 
-    def search(self, queries: Terms, top_k: int) -> TopK:
-        """Returns at most `top_k` documents per query; only documents that share a term with the query are hits."""
-        top_k = min(top_k, len(self))
-        return stack([self._search_one(*queries.of(row), top_k) for row in range(len(queries))], top_k)
+    def search(self, queries: Terms, top_k: int, allowed: Allowed | None = None) -> TopK:
+        """Returns at most `top_k` of the allowed documents per query; hits are those that share a term with it."""
+        top_k = min(top_k, len(self) if allowed is None else allowed.count)
+        return stack([self._search_one(*queries.of(row), top_k, allowed) for row in range(len(queries))], top_k)
 
     def score(self, queries: Terms, positions: Sequence[Positions]) -> list[Floats]:
         """Returns the scores of given documents, per query int64 [n] to float32 [n]; 0 without a term in common."""
@@ -62,11 +65,16 @@ class SparseIndex:
         """Says which model the index was built with."""
         return f"it was built with the model {self.model}"
 
-    def _search_one(self, terms: Array, weights: Array, top_k: int) -> tuple[Floats, Positions]:
+    def _search_one(
+        self, terms: Array, weights: Array, top_k: int, allowed: Allowed | None
+    ) -> tuple[Floats, Positions]:
         found: list[tuple[Floats, Positions]] = [(np.empty(0, np.float32), np.empty(0, np.int64))]
         for segment, scores in self._segments(terms, weights):
-            near = np.flatnonzero(scores > 0)
-            if len(near) > top_k:
+            hits = scores > 0
+            if allowed is not None:
+                hits &= allowed.mask(int(self._bounds[segment]), int(self._bounds[segment + 1]))
+            near = np.flatnonzero(hits)
+            if len(near) > top_k > 0:
                 near = near[scores[near] >= np.partition(scores[near], -top_k)[-top_k]]
             found.append((scores[near], near + self._bounds[segment]))
         scores, positions = (np.concatenate(each) for each in zip(*found, strict=True))

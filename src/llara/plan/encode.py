@@ -11,9 +11,9 @@ import numpy as np
 from llara.batching import budget_batches
 from llara.config import EncodeConfig
 from llara.encoding.arrays import npy_bytes
-from llara.encoding.encoder import PassageEncoder
+from llara.encoding.encoder import DocumentEncoder
 from llara.hardware import parse_fleet
-from llara.loading import load_model, pick_device, pick_dtype
+from llara.loading import device_of, load_model, pick_dtype
 from llara.model import TOKEN_BUDGET, EmbeddingModel
 from llara.plan.config import GPU_BUDGET, PlanEncodeConfig, command_line
 from llara.plan.corpus import SEED, Stored, Survey, good_documents, store, survey
@@ -92,7 +92,7 @@ def estimate(config: PlanEncodeConfig, started: float) -> Estimate:
     with hushed():
         outline, first = make_twice(lambda: load_model(config, weights=False))
     reason = _why_not_run(config, outline)
-    forget_peak(pick_device(config.device))
+    forget_peak(device_of(config))
     began = time.perf_counter()
     model = outline if reason else load_model(config)
     assert reason or model.fingerprint  # reads the weights of a base model once more, as the job does
@@ -117,6 +117,8 @@ def estimate(config: PlanEncodeConfig, started: float) -> Estimate:
         "documents and ids": round(stored.bytes_per_row * found.rows),
         "table of ids": TABLE_BYTES * work.rows,
     }
+    if config.vector_dtype == "int8":
+        disk["vectors"] += npy_bytes(np.dtype(np.float32), (work.rows,))
     if config.sparse:
         disk["sparse vectors"] = round((8 + 8 * (speed.terms if speed else config.sparse_top_k)) * work.rows)
     return Estimate(
@@ -150,7 +152,7 @@ def _why_not_run(config: PlanEncodeConfig, outline: EmbeddingModel) -> str:
     """Returns why nothing can be encoded here, or nothing."""
     if not config.calibrate:
         return "nothing was run (--calibrate 0), so neither time nor memory here is known"
-    device = pick_device(config.device)
+    device = device_of(config)
     count = sum(weight.numel() for weight in outline.lm.parameters())
     needed, here = count * pick_dtype(config.dtype, device).itemsize, device_memory(device)
     if here is not None and needed > here:
@@ -167,14 +169,14 @@ def _lengths(model: EmbeddingModel, texts: Sequence[Document], length: int) -> l
 
 def _encode_a_little(config: PlanEncodeConfig, model: EmbeddingModel, work: _Work) -> _Speed:
     """Encodes a few passages, then as many as there is time for; a random part of the sample, in one call."""
-    encoded = PassageEncoder(Retriever(model), config)
+    encoded = DocumentEncoder(Retriever(model), config)
     terms = 0.0
 
     def encode(numbers: Sequence[int]) -> float:
         nonlocal terms
         began = time.perf_counter()
         found = encoded([work.documents[number] for number in numbers])
-        if isinstance(found, tuple):
+        if isinstance(found, tuple) and found[1] is not None:
             terms = len(found[1].ids) / len(numbers)
         return time.perf_counter() - began
 

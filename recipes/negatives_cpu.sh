@@ -1,0 +1,98 @@
+#!/usr/bin/env bash
+# What hard negatives, a reranker and a teacher are worth, on a CPU: SciFact's test split and MedQuAD's by focus.
+#
+#   first        fine-tuned on pairs
+#   again        `first`, fine-tuned on pairs for some more steps: what the steps alone are worth
+#   mined        the same steps on hard negatives that `first` mined
+#   taught       the same on the same, learning a reranker's scores, too (KL)
+#   first+rerank the first hits of `first` scored anew by a reranker that was trained on the mined negatives
+#   fused        half of that score and half of the first one
+#
+# Run from the project's root: recipes/negatives_cpu.sh [OUTPUT]. Started again it goes on where it was stopped.
+# LLARA_DATA names the data folder, PYTHON the interpreter that llara is installed for. Models run in int8 (--dtype).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+out=${1:-runs/negatives}
+data=${LLARA_DATA:-../shared/data}
+python=${PYTHON:-.venv/bin/python}
+llara=$(dirname "$python")/llara
+scifact=$data/scifact medquad=$data/medquad/pairs.jsonl.gz
+depth=20 # hits that are scored anew
+
+stage() { # name, command...
+    local name=$1
+    shift
+    "$python" recipes/measured.py "$out/stages.jsonl" "$name" -- "$@"
+}
+
+measure() { # arm: encodes, indexes and searches both collections with its model
+    local arm=$1 set
+    for set in scifact medquad; do
+        stage "$arm: encode $set" "$llara" encode --model "$out/$arm/model" --corpus "${!set}" --dtype int8 \
+            --output "$out/$arm/$set/vectors" --shard-size 1000
+        stage "$arm: index $set" "$llara" index --vectors "$out/$arm/$set/vectors" --output "$out/$arm/$set/index"
+        stage "$arm: search $set" "$llara" search --index "$out/$arm/$set/index" --queries "${!set}" --split test \
+            --dtype int8 --top-k 100 --output "$out/runs/$set/$arm.trec"
+    done
+}
+
+train() { # arm, arguments of finetune...
+    local arm=$1
+    shift
+    stage "$arm: finetune" "$llara" finetune --config recipes/negatives_finetune.toml "$@" --output "$out/$arm/model"
+    measure "$arm"
+}
+
+several() { # a path, eight times: SciFact has few training queries
+    local each
+    for each in 1 2 3 4 5 6 7 8; do echo "$1"; done
+}
+
+mapfile -t pairs < <(several "$scifact")
+train first --model mini --train "${pairs[@]}" "$medquad"
+
+# Negatives of all of SciFact's training queries and of a thousand of MedQuAD's.
+for set in scifact medquad; do
+    stage "queries of $set" "$python" recipes/sample_queries.py "${!set}" "$out/$set-queries.jsonl" 1000
+    stage "search for negatives, $set" "$llara" search --index "$out/first/$set/index" --dtype int8 \
+        --queries "$out/$set-queries.jsonl" --top-k 100 --output "$out/train-$set.trec"
+    stage "mine, $set" "$llara" mine --run "$out/train-$set.trec" --queries "$out/$set-queries.jsonl" \
+        --qrels "${!set}" --split train --corpus "$out/first/$set/vectors" --output "$out/mined-$set.jsonl" \
+        --negatives 7 --from-rank 3 --to-rank 60 --relative-margin 0.02
+done
+mapfile -t mined < <(several "$out/mined-scifact.jsonl")
+mined+=("$out/mined-medquad.jsonl" "$out/mined-medquad.jsonl")
+
+more=(--model "$out/first/model" --steps 40 --learning-rate 5e-4)
+train again "${more[@]}" --train "${mined[@]}" --negatives 0
+train mined "${more[@]}" --train "${mined[@]}" --negatives 3
+
+stage "reranker: finetune" "$llara" finetune --config recipes/negatives_rerank_finetune.toml \
+    --model "$out/first/model" --train "${mined[@]}" --output "$out/reranker"
+for set in scifact medquad; do
+    for weight in 0 0.5; do
+        arm=$([ "$weight" = 0 ] && echo first+rerank || echo fused)
+        stage "$arm: $set" "$llara" rerank --model "$out/reranker" --dtype int8 --run "$out/runs/$set/first.trec" \
+            --queries "${!set}" --corpus "$out/first/$set/vectors" --depth "$depth" --first-stage-weight "$weight" \
+            --output "$out/runs/$set/$arm.trec"
+    done
+    # The teacher reads what may become a negative, and the relevant documents.
+    stage "teacher: $set" "$llara" rerank --model "$out/reranker" --dtype int8 --run "$out/train-$set.trec" \
+        --queries "$out/$set-queries.jsonl" --corpus "$out/first/$set/vectors" --depth 16 \
+        --add-relevant "$out/$set-queries.qrels" --output "$out/taught-$set.trec"
+    stage "mine with scores, $set" "$llara" mine --run "$out/train-$set.trec" --scores "$out/taught-$set.trec" \
+        --queries "$out/$set-queries.jsonl" --qrels "${!set}" --split train --corpus "$out/first/$set/vectors" \
+        --output "$out/taught-$set.jsonl" --negatives 7 --from-rank 1 --to-rank 16
+done
+mapfile -t taught < <(several "$out/taught-scifact.jsonl")
+taught+=("$out/taught-medquad.jsonl" "$out/taught-medquad.jsonl")
+train taught "${more[@]}" --train "${taught[@]}" --negatives 3 --distill kl --distill-weight 0.5
+
+for set in scifact medquad; do
+    runs=()
+    for arm in first again mined taught first+rerank fused; do runs+=("$out/runs/$set/$arm.trec"); done
+    "$llara" evaluate --run "${runs[@]}" --qrels "${!set}" --split test --output "$out/$set.json"
+    "$llara" evaluate --run "$out/runs/$set/again.trec" "$out/runs/$set/mined.trec" "$out/runs/$set/taught.trec" \
+        --qrels "${!set}" --split test --output "$out/$set-again.json"
+done
+"$python" recipes/negatives_report.py "$out"
