@@ -39,15 +39,16 @@ class FileRecord(NamedTuple):
     sha256: str
 
 
-def durability_notes() -> list[str]:
+def durability_notes(*, of_system: bool = True) -> list[str]:
     """Returns which promises are weaker on this system, one sentence each; empty on Linux with a local file system.
 
-    File systems answer only when used, so the list may grow after something was written.
+    File systems answer only when used, so the list may grow after something was written. Without `of_system` it is
+    what they answered in this process, and not what holds on all of the system.
     """
     notes = list(_notes)
-    if not hasattr(os, "posix_fallocate"):
+    if of_system and not hasattr(os, "posix_fallocate"):
         notes.append("no posix_fallocate: a full disk is noticed while writing, not before")
-    if sys.platform == "darwin":
+    if of_system and sys.platform == "darwin":
         notes.append("macOS: fsync does not empty the drive's own cache, so a power cut may lose the last files")
     return notes
 
@@ -385,8 +386,7 @@ def _check_written(path: Path, written: int, promised: int | None, on_disk: int)
         raise StorageError(path, f"only {on_disk:,} of {written:,} bytes reached the disk")
 
 
-class _Absent:
-    """Stands for a key that one of two identities does not have."""
+_Absent = object()  # stands for a key that one of two identities does not have
 
 
 def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

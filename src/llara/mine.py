@@ -24,7 +24,7 @@ from llara.data import Judged, Run, open_collection, read_judged
 from llara.data.collections import refuse_splits
 from llara.data.splits import normalise
 from llara.encoding.documents import DocumentStore
-from llara.encoding.manifest import MANIFEST
+from llara.encoding.manifest import CUT, MANIFEST
 from llara.encoding.texts import open_texts
 from llara.errors import ConfigError, DataError, StorageError
 from llara.files import TEMPORARY, disk_errors, write_atomic
@@ -171,6 +171,8 @@ class _IndexSource:
         (self.index,) = self._indexes.opened
         self.documents: Path | None = folder / self.index.manifest.documents
         self.positions = self._find_relevant()
+        if CUT in (self.index.manifest.model or {}):
+            progress.note("the index holds passages; a negative is the whole document, which finetune cuts off")
 
     def block(self, queries: Sequence[Query]) -> list[Scored]:
         texts = [query.text for query in queries]

@@ -223,7 +223,7 @@ class EmbeddingModel:
         Args:
             states: [B, W, hidden size].
             ends: int64 [B], one past the last token, which in a decoder's row is the last slot.
-            counts: Slots per row, B of them.
+            counts: Slots per row.
         """
         vectors = POOLS[self.contract.pooling](states, ends, counts)
         if self.projection is not None:
@@ -242,11 +242,7 @@ class EmbeddingModel:
         return self.encode_rows(self.tokenise(texts, side, max_length), side, token_budget, on_batch)
 
     def tokenise(self, texts: Sequence[str], side: SideName, max_length: int | None = None) -> list[list[int]]:
-        """Returns each text's token ids within the template, as `encode_rows` takes them; another thread may do it.
-
-        Raises:
-            ConfigError: `max_length` is more than the model has positions for, or leaves no room for text.
-        """
+        """Returns what `encode_rows` takes, in whatever thread; ConfigError where `max_length` does not do."""
         length = max_length or self.contract.length(side)
         self.check_length(length, f"a {side} length")
         return self.bind().encode(texts, side, length)
@@ -263,11 +259,7 @@ class EmbeddingModel:
         return vectors.float().cpu()
 
     def check_length(self, length: int, what: str) -> None:
-        """Refuses rows that are longer than the model has positions for.
-
-        Raises:
-            ConfigError: They are.
-        """
+        """Raises ConfigError for rows that are longer than the model has positions for."""
         if self.positions is not None and length > self.positions:
             raise ConfigError(f"{what} of {length} tokens is more than the {self.positions} positions of {self.name}")
 

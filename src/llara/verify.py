@@ -1,19 +1,22 @@
-"""Recomputes every checksum of a folder that llara made (a model, an encoded corpus, or an index), and some vectors."""
+"""Recomputes checksums, counts and some vectors of a folder that llara made: a model, an encoded corpus, an index."""
 
 import math
-import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from llara import contract
 from llara.config import ModelConfig, VerifyConfig
 from llara.encoding import manifest as corpus
+from llara.encoding.counts import check_counts, count_lines
+from llara.encoding.documents import DocumentStore
 from llara.encoding.shards import Vectors
 from llara.errors import LlaraError, StorageError
-from llara.files import confined, read_bytes, read_json
-from llara.index.base import Manifest
+from llara.files import confined, read_json
+from llara.index.base import IDS, Floats, Index, Keeps, Manifest
 from llara.index.opening import open_index
 from llara.records import Document
 from llara.terms import Terms
@@ -37,20 +40,23 @@ class VerifyReport:
     """Files whose checksum was recomputed."""
     bytes: int
     """Their size together."""
+    documents: int
+    """Documents that were counted again, file by file; 0 in a model."""
     vectors: str
     """What was computed again beside checksums, or why nothing was."""
 
     def to_text(self) -> str:
         """Returns the verdict in one line."""
         more = f"; {self.vectors}" if self.vectors else ""
-        return f"{self.path}: {self.kind}, {self.files:,} files, {self.bytes:,} bytes, all as written{more}"
+        counted = f"{self.documents:,} documents, " if self.documents else ""
+        return f"{self.path}: {self.kind}, {counted}{self.files:,} files, {self.bytes:,} bytes, all as written{more}"
 
 
 def verify(config: VerifyConfig) -> VerifyReport:
-    """Recomputes the checksums of a model, vectors or index folder, and vectors where there is a model to do it.
+    """Recomputes the checksums and counts of a model, vectors or index folder, and vectors where the model is at hand.
 
     Raises:
-        StorageError: What is missing or damaged, or that the folder is none of the three.
+        StorageError: What is missing, damaged or miscounted, or that the folder is none of the three.
         ModelError: A model that does not fit its record, or no longer gives the vectors it gave when it was saved.
     """
     path = config.path
@@ -84,27 +90,62 @@ def _verify_model(path: Path) -> VerifyReport:
 
 def _verify_corpus(path: Path) -> VerifyReport:
     content = corpus.read_manifest(path)
-    damaged = list(corpus.check_folder(path, content, full=True))
+    damaged = list(corpus.check_folder(path, content, full=True)) or list(check_counts(path, content))
     if damaged:
         raise _damage(path, damaged)
-    vectors = _recompute(Vectors(path, content)) if content["kind"] == "vectors" else ""
-    return _report(path, content["kind"], _corpus_files(path, content), vectors)
+    vectors = _recompute(_sample_of_vectors(Vectors(path, content))) if content["kind"] == "vectors" else ""
+    return _report(path, content["kind"], _corpus_files(path, content), vectors, content["documents"])
 
 
 def _verify_index(path: Path) -> VerifyReport:
-    open_index(path, verify=True)  # whether its parts are those that it was made with, and what was deleted
-    return _report(path, "index", _index_files(path), "")
+    index = open_index(path, verify=True)  # whether its parts are those that it was made with, and what was deleted
+    return _report(path, "index", _index_files(path), _verify_kept(path, index), len(index))
 
 
 def _index_files(path: Path) -> list[Path]:
+    """Returns the files of an index, its parts and its own documents; StorageError where a count is wrong.
+
+    Opening the index has compared the size of every array with the count in the manifest.
+    """
     content = Manifest.read(path)
+    ids = count_lines(path / IDS) if content.count else 0
+    if ids != content.count:
+        reason = f"is damaged: holds {ids:,} ids of {content.count:,} documents; rebuild the index"
+        raise StorageError(path / IDS, reason)
     files = [path / corpus.MANIFEST, *(confined(path, name) for name in content.files)]
     documents = path / content.documents
     if documents.parent == path:  # a store of its own; that of a vectors folder is verified there
-        files += _corpus_files(documents, corpus.read_manifest(documents))
+        store = corpus.read_manifest(documents)
+        if damaged := list(check_counts(documents, store)):
+            raise _damage(documents, damaged)
+        files += _corpus_files(documents, store)
     for part in content.parts:
         files += _index_files(path / part["folder"])
     return files
+
+
+def _verify_kept(path: Path, index: Index[Any]) -> str:
+    """Computes again a sample of what an index keeps of its vectors; returns what that showed, or why it was not."""
+    identity, texts = index.manifest.model, path / index.manifest.documents
+    if identity is None:
+        return ""
+    if corpus.CUT in identity:
+        return f"no vector was computed again: they are of passages, which llara verify cuts again in {texts}"
+    if not isinstance(index, Keeps):
+        return f"no vector was computed again: an index of type {index.manifest.type} keeps none as it was"
+    try:
+        store = DocumentStore.open(texts)
+        positions = _positions(min(len(index), len(store)))
+        documents = [store.get(position) for position in positions]
+    except StorageError as error:
+        return f"no vector was computed again, its texts cannot be read: {error}"
+    # The folder may have been made anew since, from another corpus; the index is none the worse for it.
+    if [document.id for document in documents] != [index.ids[position] for position in positions]:
+        return f"no vector was computed again: {texts} holds other documents by now"
+    kept = index.stored(np.array(positions, np.int64))
+    vectors, terms = (None, kept) if isinstance(kept, Terms) else (kept, None)
+    model = corpus.find_model(index.manifest.model_path, path)
+    return _recompute(_Sample(path, model, identity, documents, vectors, terms))
 
 
 def _corpus_files(path: Path, content: dict[str, Any]) -> list[Path]:
@@ -115,52 +156,126 @@ def _corpus_files(path: Path, content: dict[str, Any]) -> list[Path]:
     return files
 
 
-def _recompute(vectors: Vectors) -> str:
-    """Encodes a sample of the documents again; returns what that showed, or why it could not be done.
+class _Passage(NamedTuple):
+    """The passage of a vector: the position of its document, which one of its passages it is, and its characters."""
+
+    position: int
+    number: int
+    span: tuple[int, int]
+
+
+class _Sample(NamedTuple):
+    """Some documents of a folder, with what it stores of them, and what it says of how that was made."""
+
+    folder: Path
+    model: str
+    identity: Mapping[str, Any]
+    documents: list[Document]
+    vectors: Floats | None
+    terms: Terms | None
+    passages: list[_Passage] | None = None
+
+
+def _sample_of_vectors(vectors: Vectors) -> _Sample:
+    positions = _positions(vectors.count_rows())
+    rows = np.array(_rows(vectors.shards(), positions), np.float32).reshape(len(positions), -1)
+    terms = Terms.join(_rows(vectors.terms(), positions)) if corpus.SPARSE in vectors.identity else None
+    # The manifest knows the model's folder from wherever this runs; config.toml has it as it was typed then.
+    model = corpus.find_model(vectors.manifest["about"].get("model_path", ""), vectors.folder)
+    passages = _passages(vectors, positions) if vectors.cut else None
+    places = positions if passages is None else [passage.position for passage in passages]
+    documents = [vectors.documents.get(position) for position in places]
+    return _Sample(vectors.folder, model, vectors.identity, documents, rows, terms, passages)
+
+
+def _passages(vectors: Vectors, rows: Sequence[int]) -> list[_Passage]:
+    """Returns which passages some rows are of, at rising rows."""
+    found: list[_Passage] = []
+    start = 0
+    for table in vectors.passages():
+        for row in (row - start for row in rows if start <= row < start + len(table)):
+            number = row - int(np.searchsorted(table[:, 0], table[row, 0]))  # a document's passages are in one shard
+            found.append(_Passage(int(table[row, 0]), number, (int(table[row, 1]), int(table[row, 2]))))
+        start += len(table)
+    return found
+
+
+def _positions(count: int) -> list[int]:
+    return np.unique(np.linspace(0, count - 1, SAMPLE).astype(int)).tolist() if count else []
+
+
+def _recompute(sample: _Sample) -> str:
+    """Encodes the documents of a sample again; returns what that showed, or why it could not be done.
 
     Raises:
         StorageError: A vector that the same model does not give.
     """
-    from llara.retriever import Retriever
-
-    settings = _settings(vectors.folder)
-    # The manifest knows the model's folder from wherever this runs; config.toml has it as it was typed then.
-    model = corpus.find_model(vectors.manifest["about"].get("model_path", ""), vectors.folder)
-    if not model or settings.get("trust_remote_code"):
-        return "no vector was computed again: the folder names no model that may be run"
+    if not sample.model:
+        return "no vector was computed again: the folder names no model"
     try:
-        known = ("template", "bos", "dtype", "backend")
-        retriever = Retriever.load(model, offline=True, **{name: settings[name] for name in known if name in settings})
+        retriever = _open_retriever(sample)
     except LlaraError as error:
         return f"no vector was computed again, its model does not open: {error}"
-    if any(vectors.identity.get(name) != value for name, value in retriever.identity.items()):
-        return f"no vector was computed again: {model} has changed since, or runs in another type"
-    return _compare(vectors, retriever, model)
+    if any(sample.identity.get(name) != value for name, value in retriever.identity.items()):
+        return f"no vector was computed again: {sample.model} has changed since, or runs in another type"
+    return _compare(sample, retriever)
 
 
-def _compare(vectors: Vectors, retriever: "Retriever", model: str) -> str:
-    """Compares a sample with what the model that `model` names gives; see `_recompute`."""
-    import numpy as np
+def _open_retriever(sample: _Sample) -> "Retriever":
+    """Opens the model with the settings that the vectors were made with; none of its own code is run."""
+    from llara.retriever import Retriever
+    from llara.templates import Template
 
+    contract = sample.identity.get("contract", {})
+    template = Template.from_dict(contract["template"], str(sample.folder)) if "template" in contract else None
+    bos: Any = ("yes" if contract["bos"] else "no") if contract.get("causal") else "auto"
+    # Other types are the device's choice, as they were then: bfloat16 is not to be had everywhere.
+    made: Any = sample.identity.get("dtype")
+    dtype: Any = made if made in ("float32", "int8") else "auto"
+    return Retriever.for_job(ModelConfig(model=sample.model, bos=bos, dtype=dtype, offline=True), template)
+
+
+def _compare(sample: _Sample, retriever: "Retriever") -> str:
+    """Compares a sample with what its model gives; see `_recompute`."""
     from llara.lexical import TermOptions
     from llara.model import DTYPE_TOLERANCE
 
-    positions = np.unique(np.linspace(0, len(vectors) - 1, SAMPLE).astype(int)).tolist()
-    documents = [vectors.documents.get(position) for position in positions]
-    texts, titles = ([getattr(document, part) for document in documents] for part in ("text", "title"))
-    length, sparse = vectors.identity["passage_length"], corpus.SPARSE in vectors.identity
-    if sparse:
-        options = TermOptions(**{name: vectors.sparse_settings()[name] for name in ("top_k", "expansion", "fold")})
+    texts, titles = _texts(sample, retriever)
+    length, said = sample.identity["passage_length"], []
+    if sample.terms is not None:
+        settings = sample.identity[corpus.SPARSE]
+        options = TermOptions(**{name: settings[name] for name in ("top_k", "expansion", "fold")})
         again, terms = retriever.encode_passages_with_terms(texts, titles, options, max_length=length)
-        rows = zip(_rows(vectors.terms(), positions), range(len(positions)), strict=True)
-        apart = [terms_apart(was.of(0), terms.of(row), options.top_k) for was, row in rows]
-        _refuse_apart(vectors, documents, "sparse vector", apart, DTYPE_TOLERANCE[vectors.identity["dtype"]], model)
+        pairs = ((sample.terms.of(row), terms.of(row)) for row in range(len(texts)))
+        apart = [terms_apart(was, now, options.top_k) for was, now in pairs]
+        _refuse_apart(sample, "sparse vector", apart, DTYPE_TOLERANCE[sample.identity["dtype"]])
+        said.append("sparse vectors")
     else:
         again = retriever.encode_passages(texts, titles=titles, max_length=length)
-    stored = np.array(_rows(vectors.shards(), positions), np.float32).reshape(len(positions), -1)
-    allowed = max(DTYPE_TOLERANCE[vectors.identity["dtype"]], VECTOR_TOLERANCE[vectors.identity["vector_dtype"]])
-    _refuse_apart(vectors, documents, "vector", np.abs(stored - again).max(axis=1).tolist(), allowed, model)
-    return f"{len(positions)} vectors {'and sparse vectors ' if sparse else ''}computed again, all the same"
+    if sample.vectors is not None:
+        identity = sample.identity
+        allowed = max(DTYPE_TOLERANCE[identity["dtype"]], VECTOR_TOLERANCE[identity["vector_dtype"]])
+        _refuse_apart(sample, "vector", np.abs(sample.vectors - again).max(axis=1).tolist(), allowed)
+        said.insert(0, "vectors")
+    return f"{len(texts)} {' and '.join(said)} computed again, all the same"
+
+
+def _texts(sample: _Sample, retriever: "Retriever") -> tuple[list[str], list[str]]:
+    """Returns the texts and the titles that were encoded: of documents, or of passages, which are cut again."""
+    if sample.passages is None:
+        return [document.text for document in sample.documents], [document.title for document in sample.documents]
+    from llara.encoding.encoder import open_cutter
+
+    cutter = open_cutter(retriever, sample.identity["passage_length"], sample.identity[corpus.CUT]["overlap"])
+    texts, titles = [], []
+    for document, passage in zip(sample.documents, sample.passages, strict=True):
+        title, spans = cutter.spans(document)
+        if passage.span not in spans[passage.number : passage.number + 1]:
+            reason = f"its passage {passage.number + 1} is not the one that {sample.model} cuts"
+            raise StorageError(sample.folder, f"document {document.id!r}: {reason}")
+        texts.append(document.text[slice(*passage.span)])
+        titles.append(title)
+    return texts, titles
 
 
 def terms_apart(stored: tuple[Any, Any], again: tuple[Any, Any], top_k: int) -> float:
@@ -179,21 +294,11 @@ def terms_apart(stored: tuple[Any, Any], again: tuple[Any, Any], top_k: int) -> 
     return max(differences, default=0.0) / max(length, 1.0)
 
 
-def _refuse_apart(
-    vectors: Vectors, documents: Sequence[Document], what: str, apart: Iterable[float], allowed: float, model: str
-) -> None:
-    for document, difference in zip(documents, apart, strict=True):
+def _refuse_apart(sample: _Sample, what: str, apart: Iterable[float], allowed: float) -> None:
+    for document, difference in zip(sample.documents, apart, strict=True):
         if not difference <= allowed:  # also catches NaN
-            reason = f"its {what} is not the one that {model} gives: {difference:.2g} apart"
-            raise StorageError(vectors.folder, f"document {document.id!r}: {reason}, {allowed:.2g} allowed")
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    file = folder / "config.toml"
-    try:
-        return tomllib.loads(read_bytes(file).decode()) if file.is_file() else {}
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise StorageError(file, f"cannot be read as TOML: {error}") from error
+            reason = f"its {what} is not the one that {sample.model} gives: {difference:.2g} apart"
+            raise StorageError(sample.folder, f"document {document.id!r}: {reason}, {allowed:.2g} allowed")
 
 
 def _rows(shards: Iterable[Any], positions: Sequence[int]) -> list[Any]:
@@ -207,8 +312,8 @@ def _rows(shards: Iterable[Any], positions: Sequence[int]) -> list[Any]:
     return found
 
 
-def _report(path: Path, kind: str, files: Sequence[Path], vectors: str) -> VerifyReport:
-    return VerifyReport(path, kind, len(files), sum(file.stat().st_size for file in files), vectors)
+def _report(path: Path, kind: str, files: Sequence[Path], vectors: str, documents: int = 0) -> VerifyReport:
+    return VerifyReport(path, kind, len(files), sum(file.stat().st_size for file in files), documents, vectors)
 
 
 def _damage(path: Path, errors: Sequence[StorageError]) -> StorageError:

@@ -1,15 +1,18 @@
 """What is printed after a job: its hits or figures, and a next command that runs as it stands."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from llara import files
 from llara.cli.parse import config_class, field_help
-from llara.cli.show import next_command, to_text
+from llara.cli.show import next_command, remarks, to_text
 from llara.cli.table import COMMANDS
-from llara.config import FinetuneConfig, IndexConfig, MineConfig, RerankConfig, SearchConfig
+from llara.config import EncodeConfig, FinetuneConfig, IndexConfig, MineConfig, RerankConfig, SearchConfig
+from llara.encoding.encode import EncodeResult
 from llara.index.base import Manifest
 
 
@@ -95,3 +98,18 @@ def test_the_help_of_split_says_what_is_held_back() -> None:
     finetune = next(command for command in COMMANDS if command.name == "finetune")
     text = field_help(config_class(finetune))["split"]
     assert all(name in text for name in ("a fifth", "`train-all`", "SQuAD JSON has only `test`"))
+
+
+def test_what_a_file_system_cannot_promise_is_said_beside_the_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = EncodeConfig(model="mini", corpus=(tmp_path,), output=tmp_path)
+    result = EncodeResult(tmp_path, 4, 1, 10, 2, 0)
+    bad_rows = f"2 bad rows were left out: {tmp_path / 'rejected.jsonl'} says which and why"
+    monkeypatch.setattr(files, "_notes", {})
+    monkeypatch.delattr(os, "posix_fallocate")  # holds for the whole system: `llara doctor` says so, once
+    assert remarks(config, result) == [bad_rows]
+    monkeypatch.setattr(files, "_notes", {"no folder fsync here": None})
+    weaker = "this file system keeps fewer promises: no folder fsync here"
+    assert remarks(config, result) == [bad_rows, weaker]
+    assert remarks(config, result._replace(rejected=0)) == [weaker]

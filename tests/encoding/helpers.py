@@ -1,15 +1,17 @@
-"""A corpus, an encoder without a model, and digests of whole folders."""
+"""A corpus, encoders and a retriever without a model, and digests of whole folders."""
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from llara.config import ModelConfig
 from llara.data import read_rows
 from llara.encoding.shards import VectorsSummary, write_vectors
+from llara.lexical import Tokens
 from llara.records import Document
 from llara.terms import Terms
 
@@ -67,6 +69,39 @@ class SparseEncoder(FakeEncoder):
 
     def __call__(self, documents: list[Document]) -> Any:
         return super().__call__(documents), Terms.of_rows([terms_of(document) for document in documents])
+
+
+class FakeRetriever:
+    """Has the face of `Retriever`; its vectors tell what it was asked."""
+
+    dim = 4
+    passage_length = 160
+    identity: dict[str, Any] = {"model_fingerprint": "abc", "contract": {"template": "paper"}}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        self.loaded: dict[str, Any] = {}
+        self.length: int | None = None
+        self.calls: list[tuple[int, int, int | None]] = []
+
+    def for_job(self, config: ModelConfig) -> "FakeRetriever":
+        self.loaded = vars(config)
+        return self
+
+    def tokenise_passages(
+        self, texts: Sequence[str], titles: Sequence[str], max_length: int | None, with_terms: bool
+    ) -> Tokens:
+        assert not with_terms
+        self.length = max_length
+        return Tokens([[len(text), len(title), 0, 1] for text, title in zip(texts, titles, strict=True)])
+
+    def embed_passages(
+        self, tokens: Tokens, token_budget: int, on_batch: Callable[[int], None]
+    ) -> np.ndarray[Any, Any]:
+        self.calls.append((len(tokens.rows), token_budget, self.length))
+        on_batch(len(tokens.rows))
+        vectors = np.zeros((len(tokens.rows), self.dim), np.float32)
+        vectors[:, :4] = tokens.rows
+        return vectors
 
 
 def run_sparse(corpus: Path, output: Path, shard_size: int = 10, **changes: Any) -> VectorsSummary:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from llara.encoding.shards import Vectors
+from tests.encoding.crash import Finished
 from tests.encoding.helpers import SparseEncoder, corpus_lines, run_sparse, tree, write_corpus
 
 SHARDS, SHARD_SIZE = 4, 10
@@ -42,33 +43,44 @@ def crash(corpus: Path, folder: Path, events: list[int]) -> list[dict[str, objec
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
-def finish(corpus: Path, output: Path, finished: list[str]) -> None:
-    encoder = SparseEncoder()
+def finish(corpus: Path, output: Path, undisturbed: dict[str, str]) -> int:
+    """Goes on with a run that was killed; returns how many shards it had finished."""
+    finished, encoder = Finished(output), SparseEncoder()
     summary = run_sparse(corpus, output, encode=encoder)
-    assert summary.reused_shards == len(finished)
-    assert len(encoder.calls) == SHARDS - len(finished)
+    assert not finished.fault(summary.reused_shards, undisturbed), output.name
+    assert len(encoder.calls) == SHARDS - len(finished.shards)
+    return len(finished.shards)
 
 
 @pytest.fixture(scope="module")
 def events(corpus: Path) -> int:
     """The number of events of an undisturbed run."""
-    counted, ended = crash(corpus, corpus.parent, [10**9])
+    (ended,) = crash(corpus, corpus.parent, [10**9])
     assert ended["status"] == 0
-    assert isinstance(counted["events"], int)
-    return counted["events"]
+    assert isinstance(ended["events"], int)
+    return ended["events"]
 
 
 def check_kills(corpus: Path, folder: Path, moments: list[int], undisturbed: dict[str, str]) -> set[int]:
     """Kills a run at each moment, each in its own folder, and goes on; returns how many shards were finished."""
-    seen: set[int] = set()
-    for ended in crash(corpus, folder, moments):
-        assert ended["status"] == signal.SIGKILL, ended
-        output, finished = folder / str(ended["event"]), ended["finished"]
-        assert isinstance(finished, list)
-        finish(corpus, output, finished)
-        assert tree(output) == undisturbed, f"event {ended['event']}"
-        seen.add(len(finished))
-    return seen
+    ended = crash(corpus, folder, moments)
+    assert {each["status"] for each in ended} == {-signal.SIGKILL}, ended
+    return {finish(corpus, folder / str(moment), undisturbed) for moment in moments}
+
+
+def test_a_shard_that_is_made_again_or_differs_is_told(
+    corpus: Path, tmp_path: Path, undisturbed: dict[str, str]
+) -> None:
+    run_sparse(corpus, tmp_path)
+    finished = Finished(tmp_path)
+    assert finished.fault(SHARDS, undisturbed) == ""
+    assert finished.fault(SHARDS - 1, undisturbed) == f"{SHARDS} shards were finished, {SHARDS - 1} were found so"
+    assert "other bytes than an undisturbed run's: config.toml" in finished.fault(
+        SHARDS, undisturbed | {"config.toml": ""}
+    )
+    (tmp_path / "shard-00001.json").unlink()
+    run_sparse(corpus, tmp_path)
+    assert finished.fault(SHARDS, undisturbed) == "a finished shard was made again"
 
 
 def test_a_kill_at_seeded_moments_loses_nothing(

@@ -1,6 +1,5 @@
 """Cut and flipped files: an error that names the file, never a signal, never a traceback of ours."""
 
-import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +11,10 @@ import pytest
 from llara.encoding.manifest import TERMS, read_sealed, write_sealed
 from llara.encoding.shards import Vectors, verify_vectors
 from llara.errors import StorageError
-from llara.terms import Terms
-from tests.encoding.helpers import VOCABULARY, corpus_lines, run_sparse, write_corpus
+from tests.damage import KINDS, bit_flips, complaint, cut_offsets, flipped, make_sources
+from tests.encoding.helpers import VOCABULARY
 
-FLIPS = 40  # per file
+CUTS, EDGE, FLIPS = 16, 2, 40  # per file; benchmarks/corruption.py tries many more
 FILES = ["config.toml", "manifest.json", "rejected.jsonl"] + [
     f"shard-00000.{suffix}"
     for suffix in (
@@ -27,84 +26,49 @@ FILES = ["config.toml", "manifest.json", "rejected.jsonl"] + [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    base = tmp_path_factory.mktemp("damage")
-    rows = corpus_lines(90)
-    rows[3] = b"bad"
-    run_sparse(write_corpus(base / "corpus.jsonl", rows), base / "vectors", shard_size=45)
-    return base / "vectors"
+    return make_sources(tmp_path_factory.mktemp("damage")) / "vectors"
 
 
-def read_all(folder: Path, verify: bool) -> None:
-    vectors = Vectors.open(folder, verify=verify)
-    for shard in vectors.shards():
-        shard.sum()
-    for terms in vectors.terms():
-        Terms.join([terms.part(row, row + 1) for row in range(len(terms))])
-    for position, document in enumerate(vectors.documents.iter_documents()):
-        vectors.documents.find(document.id)
-        assert vectors.documents.get(position) == document
-    vectors.documents.ids()
-
-
-def damaged(path: Path, change: Callable[[bytes], bytes], verify: bool) -> str:
-    """Returns the message that reading a folder with one changed file gives, empty where nothing was noticed."""
-    good = path.read_bytes()
-    try:
-        # A new file, as a copy from elsewhere would be; the old one may still be mapped.
-        path.unlink()
-        path.write_bytes(change(good))
-        read_all(path.parent, verify)
-    except StorageError as error:
-        return str(error)
-    finally:
-        path.unlink()
-        path.write_bytes(good)
-    return ""
-
-
-def flip(position: int, bit: int) -> Callable[[bytes], bytes]:
-    def change(content: bytes) -> bytes:
-        changed = bytearray(content)
-        changed[position] ^= 1 << bit
-        return bytes(changed)
-
-    return change
+def damaged(path: Path, content: bytes, verify: bool) -> str:
+    return complaint(path, content, lambda: KINDS["vectors"].read(path.parent, verify))
 
 
 def test_the_list_of_files_is_whole(folder: Path) -> None:
     assert {path.name for path in folder.iterdir() if not path.name.startswith("shard-00001")} == set(FILES)
-    read_all(folder, verify=True)
+    KINDS["vectors"].read(folder, True)
     assert verify_vectors(folder) == []
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_cut_anywhere_is_named(folder: Path, name: str) -> None:
-    size = (folder / name).stat().st_size
-    random_offsets = random.Random(name).sample(range(size), min(size, 20))
-    for offset in sorted({0, 1, size // 2, size - 2, size - 1, *random_offsets}):
-        message = damaged(folder / name, lambda content, end=offset: content[:end], verify=False)  # type: ignore[misc]
-        assert message.startswith(f"{folder / name}: is damaged"), f"cut at {offset} of {size}: {message}"
-    assert "is damaged" in damaged(folder / name, lambda content: content + b"\x00", verify=False)
+    good = (folder / name).read_bytes()
+    offsets = cut_offsets(len(good), name, CUTS, EDGE)
+    assert len(offsets) == min(CUTS + 2 * EDGE, len(good))
+    for offset in offsets:
+        message = damaged(folder / name, good[:offset], verify=False)
+        assert message.startswith(f"{folder / name}: is damaged"), f"cut at {offset} of {len(good)}: {message}"
+    assert "is damaged" in damaged(folder / name, good + b"\x00", verify=False)
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_flipped_bit_is_found_and_none_is_a_crash(folder: Path, name: str) -> None:
-    seeded, size = random.Random(name), (folder / name).stat().st_size
-    offsets = [0, 1, size - 1, *(seeded.randrange(size) for _ in range(FLIPS))]
-    for offset in offsets:
-        change = flip(offset, seeded.randrange(8))
-        damaged(folder / name, change, verify=False)
-        assert damaged(folder / name, change, verify=True).startswith(f"{folder / name}: "), f"offset {offset}"
+    good = (folder / name).read_bytes()
+    ends = [(0, 0), (1, 7), (len(good) - 1, 3)]
+    for place in [*ends, *bit_flips(len(good), name, FLIPS)]:
+        damaged(folder / name, flipped(good, place), verify=False)
+        message = damaged(folder / name, flipped(good, place), verify=True)
+        assert message.startswith(f"{folder / name}: "), f"bit {place}"
 
 
 def test_changes_that_leave_the_json_value_alone_are_found_too(folder: Path) -> None:
     for name in ("manifest.json", "shard-00000.json"):
-        spaced = damaged(folder / name, lambda content: content.replace(b"\n", b" ", 1), verify=False)
-        assert "does not fit the checksum in it" in spaced
+        spaced = (folder / name).read_bytes().replace(b"\n", b" ", 1)
+        assert "does not fit the checksum in it" in damaged(folder / name, spaced, verify=False)
 
 
 def test_damaged_text_is_never_handed_out(folder: Path) -> None:
-    message = damaged(folder / "shard-00000.docs", flip(100, 3), verify=False)
+    path = folder / "shard-00000.docs"
+    message = damaged(path, flipped(path.read_bytes(), (100, 3)), verify=False)
     assert "shard-00000.docs: is damaged: block 0 does not fit its checksum" in message
 
 
@@ -122,21 +86,18 @@ def test_a_missing_file_is_named(folder: Path, tmp_path: Path, name: str) -> Non
     [("starts", 2**40), ("starts", -1), ("ids", VOCABULARY), ("ids", -1), ("weights", np.nan), ("weights", 0.0)],
 )
 def test_numbers_that_no_encoder_wrote_are_never_handed_out(folder: Path, part: str, number: float) -> None:
-    name = TERMS[part]
-    size = np.dtype("int64" if part == "starts" else "int32").itemsize
-
-    def change(content: bytes) -> bytes:
-        kind = {"starts": np.int64, "ids": np.int32, "weights": np.float32}[part]
-        return content[: -2 * size] + np.array([number], kind).tobytes() + content[-size:]
-
-    message = damaged(folder / f"shard-00000.{name}", change, verify=False)
-    assert message.startswith(f"{folder / 'shard-00000'}.{name}: is damaged: holds numbers that no encoder wrote")
+    path = folder / f"shard-00000.{TERMS[part]}"
+    kind = np.dtype({"starts": "int64", "ids": "int32", "weights": "float32"}[part])
+    good, size = path.read_bytes(), kind.itemsize
+    changed = good[: -2 * size] + np.array([number], kind).tobytes() + good[-size:]
+    message = damaged(path, changed, verify=False)
+    assert message.startswith(f"{path}: is damaged: holds numbers that no encoder wrote")
 
 
 def test_verifying_lists_every_damaged_file(folder: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     for name in ("shard-00000.npy", "shard-00001.docs", "config.toml"):
-        (copy / name).write_bytes(flip(5, 1)((copy / name).read_bytes()))
+        (copy / name).write_bytes(flipped((copy / name).read_bytes(), (5, 1)))
     (copy / "shard-00001.ids").unlink()
     problems = verify_vectors(copy)
     for name in ("shard-00000.npy", "shard-00001.docs", "config.toml", "shard-00001.ids"):

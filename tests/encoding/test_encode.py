@@ -1,51 +1,18 @@
 """The job `encode`, with a retriever that needs no model."""
 
 import tomllib
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 import llara.retriever
-from llara.config import EncodeConfig, ModelConfig
+from llara.config import EncodeConfig
 from llara.encoding.encode import encode
 from llara.encoding.shards import Vectors
 from llara.errors import ConfigError, DataError, StorageError
-from llara.lexical import Tokens
-from tests.encoding.helpers import corpus_lines, tree, write_corpus
-
-
-class FakeRetriever:
-    """Has the face of `Retriever`; its vectors tell what it was asked."""
-
-    dim = 4
-    passage_length = 160
-    identity: dict[str, Any] = {"model_fingerprint": "abc", "contract": {"template": "paper"}}  # noqa: RUF012
-
-    def __init__(self) -> None:
-        self.loaded: dict[str, Any] = {}
-        self.length: int | None = None
-        self.calls: list[tuple[int, int, int | None]] = []
-
-    def for_job(self, config: ModelConfig) -> "FakeRetriever":
-        self.loaded = vars(config)
-        return self
-
-    def tokenise_passages(
-        self, texts: Sequence[str], titles: Sequence[str], max_length: int | None, with_terms: bool
-    ) -> Tokens:
-        assert not with_terms
-        self.length = max_length
-        return Tokens([[len(text), len(title), 0, 1] for text, title in zip(texts, titles, strict=True)])
-
-    def embed_passages(
-        self, tokens: Tokens, token_budget: int, on_batch: Callable[[int], None]
-    ) -> np.ndarray[Any, Any]:
-        self.calls.append((len(tokens.rows), token_budget, self.length))
-        on_batch(len(tokens.rows))
-        return np.array(tokens.rows, np.float32)
+from llara.files import FolderLock
+from tests.encoding.helpers import FakeRetriever, corpus_lines, tree, write_corpus
 
 
 @pytest.fixture
@@ -146,4 +113,14 @@ def test_faults_are_found_before_a_model_is_loaded(
     (config.output / "thesis.tex").write_text("precious")
     with pytest.raises(StorageError, match="was not made by llara"):
         encode(config)
+    (config.output / "thesis.tex").unlink()
+    with FolderLock(config.output), pytest.raises(StorageError, match="is being written by process"):
+        encode(config)
     assert retriever.loaded == {}
+
+
+def test_a_lock_that_a_killed_encoder_left_is_in_nobodys_way(config: EncodeConfig, retriever: FakeRetriever) -> None:
+    config.output.mkdir()
+    (config.output / ".lock").write_text("process 999999 on another machine")
+    assert encode(config).documents == 24
+    assert not (config.output / ".lock").exists()

@@ -1,10 +1,7 @@
 """A full disk: an error with path and space, nothing lost, and identical bytes once there is room."""
 
 import errno
-import mmap
 import os
-import re
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,10 +9,12 @@ import pytest
 
 from llara.encoding.shards import Vectors
 from llara.errors import StorageError
+from tests.encoding.crash import Finished
 from tests.encoding.helpers import FakeEncoder, corpus_lines, run, tree, write_corpus
+from tests.encoding.small_disk import PAGE, SmallDisk, least_pages, names_path_and_space, sizes_below
 
-PAGE = mmap.PAGESIZE
-ROOM = 400 * PAGE  # more than the whole job takes
+ROOM = 400  # pages; more than the whole job takes
+SIZES = 10
 
 
 @pytest.fixture(scope="module")
@@ -29,41 +28,18 @@ def undisturbed(corpus: Path) -> dict[str, str]:
     return tree(corpus.parent / "undisturbed")
 
 
-class SmallDisk:
-    """A tmpfs whose size can be set."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.output = path / "vectors"
-
-    def mount(self, size: int) -> None:
-        subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", self.path], check=True, capture_output=True
-        )
-
-    def resize(self, size: int) -> None:
-        subprocess.run(["mount", "-o", f"remount,size={size}", self.path], check=True, capture_output=True)
-
-    def unmount(self) -> None:
-        subprocess.run(["umount", "--lazy", self.path], check=False, capture_output=True)
-
-
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[SmallDisk]:
     disk = SmallDisk(tmp_path)
-    try:
-        disk.mount(PAGE)
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"a tmpfs cannot be mounted here: {error}")
-    disk.unmount()
+    if disk.why_not:
+        pytest.skip(disk.why_not)
     yield disk
     disk.unmount()
 
 
-def fails(corpus: Path, disk: SmallDisk, size: int) -> str:
+def fails(corpus: Path, disk: SmallDisk, pages: int) -> str:
     """Runs on a fresh disk of this size; returns the message, empty where the run succeeded. Leaves it mounted."""
-    disk.unmount()
-    disk.mount(size)
+    disk.mount(pages)
     try:
         run(corpus, disk.output, shard_size=20)
     except StorageError as error:
@@ -73,27 +49,21 @@ def fails(corpus: Path, disk: SmallDisk, size: int) -> str:
 
 def continues(corpus: Path, disk: SmallDisk, undisturbed: dict[str, str]) -> None:
     """Makes room and goes on: finished shards are kept, and the bytes are those of an undisturbed run."""
-    finished = len(list(disk.output.glob("shard-*.json")))
+    finished, encoder = Finished(disk.output), FakeEncoder()
     disk.resize(ROOM)
-    encoder = FakeEncoder()
-    assert run(corpus, disk.output, shard_size=20, encode=encoder).reused_shards == finished
-    assert len(encoder.calls) == 3 - finished
-    assert tree(disk.output) == undisturbed
+    summary = run(corpus, disk.output, shard_size=20, encode=encoder)
+    assert not finished.fault(summary.reused_shards, undisturbed)
+    assert len(encoder.calls) == 3 - len(finished.shards)
 
 
 def test_disks_of_every_size_up_to_one_page_short(corpus: Path, disk: SmallDisk, undisturbed: dict[str, str]) -> None:
-    low, high = 1, ROOM // PAGE  # pages: too few, enough
     assert not fails(corpus, disk, ROOM)
-    while high - low > 1:
-        middle = (low + high) // 2
-        if fails(corpus, disk, middle * PAGE):
-            low = middle
-        else:
-            high = middle
-    for pages in sorted({1, 3, *range(5, low, max(1, low // 8)), low - 1, low}):
-        message = fails(corpus, disk, pages * PAGE)
-        assert str(disk.path) in message, f"{pages} of {high} pages"
-        assert re.search(r"needs .*bytes.* free.* make room", message), message
+    least = least_pages(lambda pages: not fails(corpus, disk, pages), ROOM)
+    sizes = sizes_below(least, SIZES)
+    assert (len(sizes), sizes[-1]) == (SIZES, least - 1)
+    for pages in sizes:
+        message = fails(corpus, disk, pages)
+        assert names_path_and_space(message, disk.path), f"{pages} of {least} pages: {message}"
         assert not list(disk.output.glob(".tmp-*"))
         continues(corpus, disk, undisturbed)
 
@@ -104,7 +74,7 @@ def test_a_folder_being_read_is_no_victim_of_a_full_disk(corpus: Path, disk: Sma
     shards = list(vectors.shards())
     before = [shard.copy() for shard in shards]
     used = sum(path.stat().st_blocks * 512 for path in disk.output.iterdir())
-    disk.resize(used + 2 * PAGE)
+    disk.resize(used // PAGE + 2)
     grown = write_corpus(corpus.with_name("grown.jsonl"), corpus_lines(90))
     with pytest.raises(StorageError, match="needs"):
         run(grown, disk.output, shard_size=20)

@@ -280,47 +280,10 @@ def test_a_second_encoder_is_refused(corpus: Path, output: Path) -> None:
     assert run(corpus, output).shards == 4
 
 
-RIVAL = """
-import sys, time
-from pathlib import Path
-from llara.errors import StorageError
-from tests.encoding.helpers import FakeEncoder, run
-encoder = FakeEncoder()
-refused = Path(sys.argv[2]).with_name("refused")
-def slow(documents):
-    # However busy the machine, the winner holds the lock until the other came.
-    deadline = time.monotonic() + 30
-    while not refused.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return encoder(documents)
-print("ready", flush=True)
-sys.stdin.readline()
-try:
-    run(Path(sys.argv[1]), Path(sys.argv[2]), encode=slow)
-    print("done", len(encoder.calls))
-except StorageError as error:
-    refused.touch()
-    print(error)
-"""
-
-
 def test_of_two_encoders_at_once_one_wins(corpus: Path, output: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", RIVAL, str(corpus), str(output)]
-    rivals = [
-        subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)
-    ]
-    for rival in rivals:
-        assert rival.stdout is not None
-        assert rival.stdout.readline() == "ready\n"
-    for rival in rivals:
-        assert rival.stdin is not None
-        rival.stdin.write("go\n")
-        rival.stdin.flush()
-    answers = sorted((rival.communicate()[0] for rival in rivals), key=lambda answer: answer.startswith("done"))
-    pids = {str(rival.pid) for rival in rivals}
-    assert "is being written by process" in answers[0]
-    assert any(f"process {pid} on" in answers[0] for pid in pids)
-    assert answers[1] == "done 4\n"
+    command = [sys.executable, "-m", "tests.encoding.rivals", str(corpus), str(output.parent)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert json.loads(result.stdout) == {"fault": "", "calls": "4"}, result.stderr
     run(corpus, tmp_path / "alone")
     assert tree(output) == tree(tmp_path / "alone")
 

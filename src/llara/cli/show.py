@@ -9,6 +9,7 @@ from typing import Any
 
 from llara.cli.hits import render_hits
 from llara.config import FinetuneConfig, IndexConfig, JobConfig, RerankConfig, SearchConfig
+from llara.files import durability_notes
 from llara.invocation import shell_line
 
 
@@ -75,12 +76,13 @@ def _short(value: Any) -> str:
 
 def remarks(config: JobConfig, result: Any) -> list[str]:
     """Returns what a user should know beside the result, one line each."""
+    weaker = [f"this file system keeps fewer promises: {note}" for note in durability_notes(of_system=False)]
     rejected = getattr(result, "rejected", 0)
     if not rejected or getattr(config, "vectors", None):  # the vectors' own rows were reported when they were encoded
-        return []
+        return weaker
     output: Path = config.output  # type: ignore[attr-defined]
     folder = output / "documents" if isinstance(config, IndexConfig) else output
-    return [f"{rejected:,} bad rows were left out: {folder / 'rejected.jsonl'} says which and why"]
+    return [f"{rejected:,} bad rows were left out: {folder / 'rejected.jsonl'} says which and why", *weaker]
 
 
 def next_command(name: str, config: JobConfig, result: Any) -> str | None:

@@ -128,7 +128,7 @@ COMMANDS = (
     ),
     Command(
         "verify",
-        "Recompute every checksum of a model, vectors or index folder.",
+        "Recompute checksums, counts and a sample of vectors of a model, vectors or index folder.",
         "llara verify PATH",
         "VerifyConfig",
         "llara.verify:verify",

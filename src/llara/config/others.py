@@ -70,7 +70,7 @@ class ExplainConfig(ModelConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyConfig(JobConfig):
-    """Recompute every checksum of a model, vectors or index folder."""
+    """Recompute every checksum and count of a model, vectors or index folder, and a sample of its vectors."""
 
     path: Path
     """The folder."""

@@ -96,6 +96,11 @@ def read_ids(folder: Path, shard: Shard) -> list[str]:
     return _StoredShard(folder, shard).ids(0, shard.documents) if shard.documents else []
 
 
+def count_documents(folder: Path, shard: Shard) -> int:
+    """Returns how many documents one shard holds, by reading every one."""
+    return sum(1 for _ in _StoredShard(folder, shard).documents())
+
+
 class DocumentStore:
     """Reads the documents of a complete folder; make one with `open`. A damaged file is a `StorageError`."""
 
@@ -132,6 +137,10 @@ class DocumentStore:
             shard, row = self._locate(position)
             found += shard.ids(row, min(shard.rows, row + stop - position))
         return found
+
+    def ids_bytes(self) -> int:
+        """Returns the size of all ids in bytes of UTF-8, with a line break behind each."""
+        return sum(open_sidecar(self.folder, entry).files["ids"].bytes for entry in self.entries)
 
     def find(self, identifier: str) -> int | None:
         """Returns the position of an id, or None where no document has it."""

@@ -10,7 +10,7 @@ from llara.data import read_rows
 from llara.encoding.engines import choose_engine
 from llara.encoding.manifest import MANIFEST, record_model
 from llara.encoding.shards import write_vectors
-from llara.files import foreign_folder, is_unclaimed
+from llara.files import LOCK, FolderLock, foreign_folder, is_unclaimed
 from llara.outputs import check_place
 from llara.progress import Progress
 
@@ -39,11 +39,14 @@ def encode(config: EncodeConfig) -> EncodeResult:
         StorageError: A full disk, a second encoder, or a folder that belongs to another configuration or corpus.
         WorkerError: A shard that keeps killing its workers, or a cluster that does not answer or has no room.
     """
-    # Before minutes go into loading a model: is there a corpus, and may this folder be written?
+    # Before minutes go into loading a model: is there a corpus, may this folder be written, and does nobody else?
     check_place(config.output)
     refuse_other_form(config.model, FORMAT)
     if not is_unclaimed(config.output) and not (config.output / MANIFEST).exists():
         raise foreign_folder(config.output)
+    if (config.output / LOCK).exists():
+        with FolderLock(config.output):  # held by another encoder, or left by one that was killed
+            pass
     next(iter(read_rows(config.corpus)), None)
     # In the order of how long they take: who encodes, how much there is to encode, and the model.
     with choose_engine(config) as engine:

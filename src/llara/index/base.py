@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from llara.encoding.manifest import FORMAT, check_folder, read_manifest, read_se
 from llara.encoding.manifest import MANIFEST as MANIFEST
 from llara.errors import StorageError
 from llara.files import FileRecord, check_file, confined, read_json, write_atomic
+from llara.terms import Terms
 
 KIND = "index"
 DOCUMENTS = "documents"  # the document store, where the index was built from a corpus
@@ -100,6 +101,15 @@ class Index(Protocol[Queries]):
 
     def __len__(self) -> int:
         """Returns the number of positions, those of deleted documents among them."""
+        ...
+
+
+@runtime_checkable
+class Keeps(Protocol):
+    """An index that can give back the vectors it was built from, unchanged, so that they can be verified."""
+
+    def stored(self, positions: Positions) -> Floats | Terms:
+        """Returns what it holds of documents at rising positions: float32 [n, dim], or their terms."""
         ...
 
 
@@ -204,8 +214,11 @@ class StoredIds:
             raise StorageError(self._path, f"is damaged: the id of document {position} is not UTF-8") from error
 
 
-def write_ids(folder: Path, ids: Iterable[str]) -> dict[str, FileRecord]:
-    """Writes the document ids in the order of their positions; returns the records of the two files."""
+def write_ids(folder: Path, ids: Iterable[str], size: int | None = None) -> dict[str, FileRecord]:
+    """Writes the document ids in the order of their positions; returns the records of the two files.
+
+    `size` is what their lines come to in bytes where that is known: that much space is reserved first.
+    """
     offsets = array("q", [0])
 
     def lines() -> Iterator[bytes]:
@@ -214,7 +227,7 @@ def write_ids(folder: Path, ids: Iterable[str]) -> dict[str, FileRecord]:
             offsets.append(offsets[-1] + len(line))
             yield line
 
-    text = write_atomic(folder / IDS, lines())
+    text = write_atomic(folder / IDS, lines(), size)
     return {IDS: text, OFFSETS: write_array(folder / OFFSETS, np.array(offsets, np.int64))}
 
 

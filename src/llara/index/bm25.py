@@ -92,6 +92,7 @@ class Bm25Index:
             name: open_array(folder / file, dtype, (sizes[name],)) for name, (file, dtype) in _ARRAYS.items()
         }
         self._bm25.scores["num_docs"] = manifest.count
+        self._positions = folder / _ARRAYS["indices"][0]
 
     def __len__(self) -> int:
         return self.manifest.count
@@ -114,7 +115,7 @@ class Bm25Index:
         try:
             return np.asarray(self._bm25.get_scores_from_ids(terms), np.float32)
         except IndexError as error:  # a position beyond the last document
-            raise StorageError("postings.positions.npy", f"is damaged: {error}; rebuild the index") from error
+            raise StorageError(self._positions, f"is damaged: {error}; rebuild the index") from error
 
     def _search_one(self, query: str, top_k: int, mask: NDArray[np.bool_] | None) -> tuple[Floats, Positions]:
         scores = self._score(query)

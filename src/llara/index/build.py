@@ -220,7 +220,7 @@ def cut(config: IndexConfig, source: Source) -> list[Source]:
 
 def fill(config: IndexConfig, source: Source, folder: Path) -> Manifest:
     """Writes the files of one part; returns its manifest, which is still to be published."""
-    files = write_ids(folder, _ids(source.store))
+    files = write_ids(folder, _ids(source.store), source.store.ids_bytes())
     if source.vectors is not None and source.vectors.cut:
         files |= write_passages(folder, source.vectors)
     made, settings = _write(config, source, folder)
@@ -267,7 +267,9 @@ def _write(config: IndexConfig, source: Source, folder: Path) -> tuple[dict[str,
     with progress.Progress("index", count, _unit(vectors)) as shown:
         if vectors is not None and config.type in TYPES:
             shape = Shape.of(config, count, vectors.dim)
-            return write_faiss(folder, vectors.shards(), count, vectors.identity["vector_dtype"], shape, shown)
+            # Of vectors in 8 bits, what they stand for is kept: a score is then that of a flat index.
+            dtype = vectors.identity["vector_dtype"].replace("int8", "float32")
+            return write_faiss(folder, vectors.shards(), count, dtype, shape, shown)
         if vectors is not None and config.type == "milvus":
             place = _milvus_place(config, source)
             shards = vectors.shards()

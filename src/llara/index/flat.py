@@ -65,6 +65,10 @@ class FlatIndex:
         """Returns the scores of given documents, per query int64 [n] to float32 [n], as `search` gives them."""
         return [exact_scores(self._vectors, query, each) for query, each in zip(queries, positions, strict=True)]
 
+    def stored(self, positions: Positions) -> Floats:
+        """Returns the vectors of documents, int64 [n] to float32 [n, dim]."""
+        return np.array(self._vectors[positions], np.float32)
+
     @property
     def origin(self) -> str:
         """Says which model the index was built with."""

@@ -4,8 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from llara.encoding.manifest import check_folder, read_manifest
 from llara.errors import StorageError
-from llara.index.base import Ids, Index, Manifest, StoredIds
+from llara.index.base import DOCUMENTS, Ids, Index, Manifest, StoredIds
 from llara.index.bm25 import Bm25Index
 from llara.index.faiss import TYPES, Effort, FaissIndex
 from llara.index.flat import FlatIndex
@@ -20,13 +21,17 @@ AnyIndex = Index[Any]
 def open_index(folder: Path, *, verify: bool = False, effort: Effort | None = None) -> AnyIndex:
     """Opens an index folder, memory-mapped, after checking the sizes of its files; with `verify` their SHA-256 too.
 
-    `effort` is how hard an approximate index looks.
+    The documents of an index that was built from a corpus lie in its folder, and are checked with it. `effort` is how
+    hard an approximate index looks.
 
     Raises:
         ConfigError: An effort that the type of the index does not know.
         StorageError: A folder, or a part of it, that is missing, damaged, or no index.
     """
     manifest = Manifest.read(folder, verify=verify)
+    if manifest.documents == DOCUMENTS:
+        for error in check_folder(folder / DOCUMENTS, read_manifest(folder / DOCUMENTS), full=False):
+            raise error
     if manifest.type == "milvus":
         return _open_milvus(folder, manifest, verify=verify)
     own = [_open_one(folder, manifest, effort)] if manifest.count else []

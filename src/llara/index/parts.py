@@ -16,7 +16,8 @@ from llara.encoding.manifest import find_model
 from llara.encoding.shards import Vectors
 from llara.errors import StorageError
 from llara.files import FileRecord, confined
-from llara.index.base import IDS, Allowed, Asks, Floats, Ids, Index, Manifest, Positions, TopK, best_rows
+from llara.index.base import IDS, Allowed, Asks, Floats, Ids, Index, Keeps, Manifest, Positions, TopK, best_rows
+from llara.terms import Terms
 
 PART = "part-{:05d}"  # folder of the documents that do not lie in the index folder itself
 DELETED = (
@@ -74,6 +75,16 @@ class PartedIndex:
             for row, found in enumerate(part.score(queries, here)):
                 scores[row][inside[row]] = found
         return scores
+
+    def stored(self, positions: Positions) -> Floats | Terms:
+        """Returns what the parts hold of documents at rising positions, deleted ones too; see `Keeps`."""
+        found: list[Any] = []
+        for part, start, stop in self.bounds():
+            here = positions[(positions >= start) & (positions < stop)] - start
+            if len(here):
+                assert isinstance(part, Keeps), "only types that keep their vectors need parts"
+                found.append(part.stored(here))
+        return Terms.join(found) if self.asks == "terms" else np.concatenate(found)
 
     def _search_parts(self, queries: Any, top_k: int, allowed: Allowed | None) -> Iterator[TopK]:
         for part, start, stop in self.bounds():

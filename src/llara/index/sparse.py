@@ -60,6 +60,20 @@ class SparseIndex:
         """Returns the scores of given documents, per query int64 [n] to float32 [n]; 0 without a term in common."""
         return [self._score(*queries.of(row), each) for row, each in enumerate(positions)]
 
+    def stored(self, positions: Positions) -> Terms:
+        """Returns the terms of documents at rising positions, int64 [n]. Reads the segments that hold them whole."""
+        rows: list[tuple[Array, Array]] = []
+        for segment in np.unique(np.searchsorted(self._bounds, positions, side="right") - 1).tolist():
+            begin, end = self._bounds[segment], self._bounds[segment + 1]
+            starts = self._starts[segment]
+            places = self._positions[starts[0] : starts[-1]]
+            for row in positions[(positions >= begin) & (positions < end)] - begin:
+                at = np.flatnonzero(places == row) + starts[0]
+                ids, weights = np.searchsorted(starts, at, side="right") - 1, self._weights[at]
+                order = np.lexsort((ids, -weights))
+                rows.append((ids[order], weights[order]))
+        return Terms.of_rows(rows)
+
     @property
     def origin(self) -> str:
         """Says which model the index was built with."""

@@ -71,7 +71,7 @@ class PlanIndexConfig(PlanConfig, IndexConfig):
     output: Path = Path("INDEX")
     """Where the run would write: the free space of that disk is compared with what the run needs."""
     model: str = ""
-    """With --corpus and --type flat: the model that will encode it, whose vectors' size counts."""
+    """With --corpus and a type of index over vectors: the model that will encode it, whose vectors' size counts."""
     trust_remote_code: bool = False
     """Run Python code that the model folder brings along. Only for folders whose code you have read."""
 
@@ -80,6 +80,10 @@ class PlanIndexConfig(PlanConfig, IndexConfig):
         problems = super().problems()
         if self.model and self.vectors is not None:
             problems.append("--model: goes with --corpus; the vectors in --vectors have their size")
+        if self.add or self.delete is not None:
+            problems.append("--add and --delete: a plan is that of a new index")
+        if self.type == "milvus":
+            problems.append("--type milvus: what Milvus takes cannot be told from here")
         return problems
 
     def _source_problems(self) -> list[str]:
@@ -87,8 +91,8 @@ class PlanIndexConfig(PlanConfig, IndexConfig):
             return ["--vectors or --corpus: give what the index will be built from"]
         if self.type == "sparse" and self.vectors is None:
             return ["--vectors: is required for --type sparse; llara plan encode --sparse says what the vectors take"]
-        if self.type == "flat" and self.vectors is None and not self.model:
-            return ["--model: is required with --corpus for --type flat (a folder, a hub id, or mini)"]
+        if self.type != "bm25" and self.vectors is None and not self.model:
+            return [f"--model: is required with --corpus for --type {self.type} (a folder, a hub id, or mini)"]
         if self.vectors is not None and self.corpus:
             return ["--vectors or --corpus: give one of the two"]
         return []

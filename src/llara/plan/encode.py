@@ -4,6 +4,7 @@ import math
 import random
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from llara.batching import budget_batches
 from llara.config import EncodeConfig
 from llara.encoding.arrays import npy_bytes
-from llara.encoding.encoder import DocumentEncoder
+from llara.encoding.encoder import DocumentEncoder, open_cutter
 from llara.hardware import parse_fleet
 from llara.loading import device_of, load_model, pick_dtype
 from llara.model import TOKEN_BUDGET, EmbeddingModel
@@ -37,9 +38,13 @@ TABLE_BYTES = 60  # per document, of the table that finds repeated ids; gone whe
 
 
 class _Work(NamedTuple):
-    """What there is to encode: the documents of the sample that are none of its bad rows, and their token rows."""
+    """What there is to encode: the documents of the sample that are none of its bad rows, and their token rows.
+
+    Where long documents are cut, `documents` are the passages of these `good` ones.
+    """
 
     found: Survey
+    good: int
     documents: list[Document]
     lengths: list[int]
     budget: int
@@ -47,7 +52,7 @@ class _Work(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """Documents in all, bad rows left out."""
+        """Documents in all, bad rows left out; or passages."""
         return round(self.found.rows * len(self.documents) / len(self.found.sample))
 
     @property
@@ -65,6 +70,7 @@ class _Work(NamedTuple):
         tokens = sum(self.lengths)
         return {
             "documents": self.found.rows,
+            **({"passages": self.rows} if len(self.documents) > self.good else {}),
             "bytes of text": self.found.bytes,
             "tokens": round(tokens * self.rows / len(self.documents)),
             "tokens per passage": tokens / len(self.documents),
@@ -100,7 +106,8 @@ def estimate(config: PlanEncodeConfig, started: float) -> Estimate:
     length = config.passage_length or model.contract.passage_length
     model.check_length(length, "a passage length")
     before = held_memory(model.device)
-    work = _Work(found, texts, _lengths(model, texts, length), _budget(config, model), config.shard_size)
+    good, texts = len(texts), _passages(config, model, texts, length)
+    work = _Work(found, good, texts, _lengths(model, texts, length), _budget(config, model), config.shard_size)
     per_passage = max(peak_memory(model.device) - before, 0) / len(texts)
     with scratch(config.output) as folder:
         stored = store(folder, found.sample)
@@ -111,14 +118,17 @@ def estimate(config: PlanEncodeConfig, started: float) -> Estimate:
         speed = _encode_a_little(config, model, work)
         seconds = _seconds(work, stored, speed, started)
         forward = speed.memory - held
-        memory = _at_most(before + forward, per_passage, min(config.shard_size, found.rows), model)
+        shard = round(min(config.shard_size, found.rows) * len(texts) / good)
+        memory = _at_most(before + forward, per_passage, shard, model)
     disk = {
         "vectors": npy_bytes(np.dtype(config.vector_dtype), (work.rows, model.dim)),
         "documents and ids": round(stored.bytes_per_row * found.rows),
-        "table of ids": TABLE_BYTES * work.rows,
+        "table of ids": TABLE_BYTES * round(found.rows * good / len(found.sample)),
     }
     if config.vector_dtype == "int8":
         disk["vectors"] += npy_bytes(np.dtype(np.float32), (work.rows,))
+    if config.long == "cut":
+        disk["places of passages"] = npy_bytes(np.dtype(np.int64), (work.rows, 3))
     if config.sparse:
         disk["sparse vectors"] = round((8 + 8 * (speed.terms if speed else config.sparse_top_k)) * work.rows)
     return Estimate(
@@ -160,6 +170,16 @@ def _why_not_run(config: PlanEncodeConfig, outline: EmbeddingModel) -> str:
     return ""
 
 
+def _passages(
+    config: PlanEncodeConfig, model: EmbeddingModel, documents: list[Document], length: int
+) -> list[Document]:
+    """Returns what is encoded: the documents, or their passages as documents."""
+    if config.long != "cut":
+        return documents
+    cut = open_cutter(Retriever(model), length, config.overlap).cut(documents)
+    return [Document("", text, title) for text, title in zip(cut.texts, cut.titles, strict=True)]
+
+
 def _lengths(model: EmbeddingModel, texts: Sequence[Document], length: int) -> list[int]:
     """Returns the tokens of each text's row, all of them tokenised at once, as those of a shard are."""
     join = model.contract.join_title
@@ -169,7 +189,7 @@ def _lengths(model: EmbeddingModel, texts: Sequence[Document], length: int) -> l
 
 def _encode_a_little(config: PlanEncodeConfig, model: EmbeddingModel, work: _Work) -> _Speed:
     """Encodes a few passages, then as many as there is time for; a random part of the sample, in one call."""
-    encoded = DocumentEncoder(Retriever(model), config)
+    encoded = DocumentEncoder(Retriever(model), replace(config, long="truncate", overlap=0))  # all of these fit
     terms = 0.0
 
     def encode(numbers: Sequence[int]) -> float:
@@ -222,8 +242,8 @@ def _fleet(config: PlanEncodeConfig, outline: EmbeddingModel, work: _Work) -> Fl
 def _notes(work: _Work, speed: _Speed | None, reason: str, sparse: bool) -> tuple[str, ...]:
     sampled = len(work.found.sample)
     notes = [work.found.counting("tokens"), *work.found.remarks]
-    if len(work.documents) < sampled:
-        notes.append(f"{sampled - len(work.documents):,} of {sampled:,} rows are bad and would be left out")
+    if work.good < sampled:
+        notes.append(f"{sampled - work.good:,} of {sampled:,} rows are bad and would be left out")
     if speed is None:
         return (*notes, reason, *(["sparse vectors: at most; fewer terms take less"] if sparse else []))
     return (

@@ -12,6 +12,9 @@ from llara.config import IndexConfig, ModelConfig
 from llara.encoding.shards import Vectors
 from llara.index.base import write_ids
 from llara.index.bm25 import WORDS, check_language, write_bm25
+from llara.index.build import MEMORY
+from llara.index.faiss import SAMPLE_BYTES, TRAIN, Shape, write_faiss
+from llara.index.faiss import TYPES as APPROXIMATE
 from llara.index.flat import write_flat
 from llara.index.sparse import POSTINGS, cut, write_sparse
 from llara.invocation import shell_line
@@ -33,6 +36,7 @@ from llara.records import Document
 from llara.templates import MEAN
 from llara.terms import Terms
 
+OF_VECTORS = ("flat", *APPROXIMATE)
 SHARD = 10_000  # vectors written at once; what `encode` makes where nothing else is said
 IDS = 200_000  # are written to see how long all take
 HEAPS = 0.5  # a corpus n times larger has about n to this power times the words (Heaps' law, 0.4 to 0.6 in English)
@@ -42,12 +46,13 @@ OPENING = 0.05  # seconds of small files beside it, and of reading the finished 
 class _Input(NamedTuple):
     """What is indexed: how many documents, a sample of them, and rows that no store holds yet.
 
-    dim: Size of a vector. read_seconds: Of all rows. remarks: How the documents were counted.
+    vectors: How many there are, more than documents where long ones were cut. dim: Size of one. read_seconds: Of all rows. remarks: How the documents were counted.
     """
 
     total: int
     documents: list[Document]
     rows: tuple[Sampled, ...]
+    vectors: int
     dim: int
     read_seconds: float
     remarks: tuple[str, ...]
@@ -79,13 +84,13 @@ def estimate(config: PlanIndexConfig, started: float) -> Estimate:
         if vectors is not None and config.type == "sparse":
             found = _sparse(folder, given, vectors)
         else:
-            found = _flat(folder, given) if config.type == "flat" else _bm25(config, folder, given)
+            found = _of_type(config, folder, given)
     run = bool(config.calibrate)
     follows = config.vectors is not None or config.type == "bm25"
     return Estimate(
         job=f"index ({config.type})",
         corpus=str(config.vectors) if config.vectors else ", ".join(map(str, config.corpus)),
-        amounts={"documents": given.total, **({"vector size": given.dim} if config.type == "flat" else {})},
+        amounts={"documents": given.total, **({"vector size": given.dim} if config.type in OF_VECTORS else {})},
         hardware="CPU and disk" if run else NOTHING,
         seconds={"start": opening, **found.seconds} if run else None,
         memory=base + found.memory if run else None,
@@ -103,7 +108,7 @@ def estimate(config: PlanIndexConfig, started: float) -> Estimate:
 
 def _import_libraries(config: PlanIndexConfig) -> None:
     """Imports what the index is made with, so that it counts as the start of the job and not as part of its work."""
-    if config.type == "flat":
+    if config.type in OF_VECTORS:
         import faiss  # noqa: F401
     elif config.type == "sparse":
         import scipy.sparse  # noqa: F401
@@ -116,14 +121,14 @@ def _import_libraries(config: PlanIndexConfig) -> None:
 def _of_vectors(config: PlanIndexConfig, vectors: Vectors) -> _Input:
     positions = draw_sample(range(len(vectors)), config.sample, SEED)
     documents = [vectors.documents.get(position) for position in positions]
-    return _Input(len(vectors), documents, (), vectors.dim, 0.0, ())
+    return _Input(len(vectors), documents, (), vectors.count_rows(), vectors.dim, 0.0, ())
 
 
 def _of_corpus(config: PlanIndexConfig) -> _Input:
     found = survey(config.corpus, config.sample, SEED)
     documents = good_documents(found.sample)
     count, dim = round(found.rows * len(documents) / len(found.sample)), 0
-    if config.type == "flat":
+    if config.type in OF_VECTORS:
         model = ModelConfig(
             model=config.model, offline=config.offline, trust_remote_code=config.trust_remote_code, device="cpu"
         )
@@ -132,19 +137,55 @@ def _of_corpus(config: PlanIndexConfig) -> _Input:
         with hushed():
             dim = load_model(model, for_training=True, weights=False, usual=MEAN).dim  # any template will do
     how = f"documents were {'counted' if found.counted else 'estimated'}"
-    return _Input(count, documents, found.sample, dim, found.read_seconds, (how, *found.remarks))
+    return _Input(count, documents, found.sample, count, dim, found.read_seconds, (how, *found.remarks))
+
+
+def _of_type(config: PlanIndexConfig, folder: Path, given: _Input) -> _Found:
+    if config.type in APPROXIMATE:
+        return _approximate(config, folder, given)
+    return _flat(folder, given) if config.type == "flat" else _bm25(config, folder, given)
+
+
+def _approximate(config: PlanIndexConfig, folder: Path, given: _Input) -> _Found:
+    """Indexes a shard's worth of vectors with the lists that the whole will have, where so many can have them.
+
+    The time of a graph grows with the number times its logarithm; that of lists with the number times the lists.
+    """
+    shape = Shape.of(config, given.total, given.dim)
+    count = min(SHARD, given.total)
+    nlist = shape.settings.get("nlist", 1)
+    few = min(nlist, max(1, count // TRAIN))
+    small = Shape(shape.type, given.dim, {**shape.settings, **({"nlist": few} if "nlist" in shape.settings else {})})
+    block = np.random.default_rng(SEED).standard_normal((count, given.dim), dtype=np.float32)
+    base = held_memory()
+    forget_peak()
+    began = time.perf_counter()
+    files, _ = write_faiss(folder, [block], count, "float32", small)
+    taken, scale = time.perf_counter() - began, given.total / count
+    growth = math.log(max(given.total, 2)) / math.log(max(count, 2)) if config.type == "hnsw" else nlist / few
+    ids, names = _ids(folder, given)
+    size = config.part_size or max(1, MEMORY // shape.bytes_per_vector)
+    held = max(peak_memory() - base, min(given.total, size) * shape.bytes_per_vector)
+    written = sum(record.bytes for record in files.values())
+    return _Found(
+        {"build": taken * scale * growth, "ids": ids},
+        {"index": round(written * scale), "ids": names},
+        max(held, min(SAMPLE_BYTES, 4 * given.dim * TRAIN * nlist)),
+    )
 
 
 def _flat(folder: Path, given: _Input) -> _Found:
     """Writes one shard's worth of vectors, and ids."""
     base = held_memory()
     forget_peak()
-    block = np.random.default_rng(SEED).standard_normal((min(SHARD, given.total), given.dim), dtype=np.float32)
+    block = np.random.default_rng(SEED).standard_normal((min(SHARD, given.vectors), given.dim), dtype=np.float32)
     began = time.perf_counter()
     write_flat(folder, [block], len(block), given.dim)
-    writing = (time.perf_counter() - began) * given.total / len(block)
+    writing = (time.perf_counter() - began) * given.vectors / len(block)
     ids, names = _ids(folder, given)
-    disk = {"vectors": 4 * given.dim * given.total, "ids": names}
+    disk = {"vectors": 4 * given.dim * given.vectors, "ids": names}
+    if given.vectors > given.total:
+        disk["places of passages"] = 24 * given.vectors
     return _Found({"write": writing, "ids": ids}, disk, max(peak_memory() - base, 0))
 
 
@@ -204,6 +245,10 @@ def _notes(config: PlanIndexConfig, given: _Input) -> tuple[str, ...]:
     notes = list(given.remarks)
     if config.type == "flat":
         notes.append("time: one shard of random vectors was written here; reading the vectors back is not in it")
+        if config.vectors is None:
+            notes.append("the vectors are not made yet: llara plan encode says what they take")
+    elif config.type in APPROXIMATE:
+        notes.append("time: one shard of random vectors was indexed, and counts for the others by how the type grows")
         if config.vectors is None:
             notes.append("the vectors are not made yet: llara plan encode says what they take")
     elif config.type == "sparse":
