@@ -194,11 +194,8 @@ def test_a_shard_that_is_lost_too_often_names_its_documents() -> None:
         list(desk.hand_out([worker]))
         if worker < TRIES - 1:
             desk.lost(worker, "died")
-    told = (
-        r"^shard-00007 was lost with 3 workers, the last of which died; "
-        r"its 1,200 documents are d0, d1 and so on to d1199\."
-    )
-    with pytest.raises(WorkerError, match=told):
+    told = r"the last of which died; its 1,200 documents are d0, d1 and so on to d1199\."
+    with pytest.raises(WorkerError, match=rf"^shard-00007 was lost with 3 workers, {told}"):
         desk.lost(TRIES - 1, "died")
 
 
@@ -324,7 +321,7 @@ PROBLEMS = (
     ({"workers": 0, "worker_threads": 0}, ["--workers: must be 1 or more", "--worker-threads: must be 1 or more"]),
     (
         {"address": "a:1", "worker_gpus": 1.0},
-        ["--address: goes with --engine ray", "--worker-gpus: goes with --engine"],
+        ["--address: goes with --engine ray", "--worker-gpus: goes with"],
     ),
     ({"engine": "ray"}, ["--address: is required with --engine ray"]),
     ({"workers": 2, "device": "cuda:1"}, ["--device: cuda:1 is one device"]),

@@ -189,8 +189,7 @@ def _lengths(model: EmbeddingModel, texts: Sequence[Document], length: int) -> l
 
 def _encode_a_little(config: PlanEncodeConfig, model: EmbeddingModel, work: _Work) -> _Speed:
     """Encodes a few passages, then as many as there is time for; a random part of the sample, in one call."""
-    # All of these fit.
-    encoded = DocumentEncoder(Retriever(model), replace(config, long="truncate", overlap=0))
+    encoded = DocumentEncoder(Retriever(model), replace(config, long="truncate", overlap=0))  # all of these fit
     terms = 0.0
 
     def encode(numbers: Sequence[int]) -> float:
