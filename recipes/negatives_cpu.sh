@@ -6,7 +6,7 @@
 #   mined        the same steps on hard negatives that `first` mined
 #   taught       the same on the same, learning a reranker's scores, too (KL)
 #   first+rerank the first hits of `first` scored anew by a reranker that was trained on the mined negatives
-#   fused        half of that score and half of the first one
+#   fused        that run and the one of `first`, by relative scores
 #
 # Run from the project's root: recipes/negatives_cpu.sh [OUTPUT]. Started again it goes on where it was stopped.
 # LLARA_DATA names the data folder, PYTHON the interpreter that llara is installed for. Models run in int8 (--dtype).
@@ -70,12 +70,11 @@ train mined "${more[@]}" --train "${mined[@]}" --negatives 3
 stage "reranker: finetune" "$llara" finetune --config recipes/negatives_rerank_finetune.toml \
     --model "$out/first/model" --train "${mined[@]}" --output "$out/reranker"
 for set in scifact medquad; do
-    for weight in 0 0.5; do
-        arm=$([ "$weight" = 0 ] && echo first+rerank || echo fused)
-        stage "$arm: $set" "$llara" rerank --model "$out/reranker" --dtype int8 --run "$out/runs/$set/first.trec" \
-            --queries "${!set}" --corpus "$out/first/$set/vectors" --depth "$depth" --first-stage-weight "$weight" \
-            --output "$out/runs/$set/$arm.trec"
-    done
+    stage "first+rerank: $set" "$llara" rerank --model "$out/reranker" --dtype int8 --run "$out/runs/$set/first.trec" \
+        --queries "${!set}" --corpus "$out/first/$set/vectors" --depth "$depth" --top-k "$depth" \
+        --output "$out/runs/$set/first+rerank.trec"
+    stage "fused: $set" "$llara" fuse --run "$out/runs/$set/first.trec" "$out/runs/$set/first+rerank.trec" \
+        --method relative --output "$out/runs/$set/fused.trec"
     # The teacher reads what may become a negative, and the relevant documents.
     stage "teacher: $set" "$llara" rerank --model "$out/reranker" --dtype int8 --run "$out/train-$set.trec" \
         --queries "$out/$set-queries.jsonl" --corpus "$out/first/$set/vectors" --depth 16 \

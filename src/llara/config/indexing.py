@@ -7,6 +7,17 @@ from typing import Literal
 
 from llara.config.base import SEED_MAX, JobConfig
 
+# The settings that decide the content of an index, by the types that read them.
+READ_BY = {
+    ("bm25",): ("k1", "b", "language"),
+    ("hnsw",): ("hnsw_m", "ef_construction"),
+    ("ivfpq",): ("pq_m", "pq_bits"),
+    ("rabitq",): ("rabitq_bits",),
+    ("ivfpq", "rabitq"): ("nlist",),
+    ("hnsw", "ivfpq", "rabitq"): ("part_size", "seed"),
+    ("milvus",): ("uri", "collection", "milvus_index"),
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class IndexConfig(JobConfig):
@@ -74,18 +85,9 @@ class IndexConfig(JobConfig):
 
     def _type_problems(self) -> list[str]:
         """A setting goes with the types that read it."""
-        read_by = {
-            ("bm25",): ("k1", "b", "language"),
-            ("hnsw",): ("hnsw_m", "ef_construction"),
-            ("ivfpq",): ("pq_m", "pq_bits"),
-            ("rabitq",): ("rabitq_bits",),
-            ("ivfpq", "rabitq"): ("nlist",),
-            ("hnsw", "ivfpq", "rabitq"): ("part_size", "seed"),
-            ("milvus",): ("uri", "collection", "milvus_index"),
-        }
         return [
             problem
-            for types, names in read_by.items()
+            for types, names in READ_BY.items()
             for problem in self._only_with(self.type in types, f"--type {' or '.join(types)}", *names)
         ]
 
@@ -102,7 +104,18 @@ class IndexConfig(JobConfig):
     def _change_problems(self) -> list[str]:
         """A change is made to an index as it was built."""
         flag = "--add" if self.add else "--delete"
-        names = ("type", "k1", "b", "language", "hnsw_m", "ef_construction", "nlist", "pq_m", "pq_bits", "rabitq_bits")
+        names: tuple[str, ...] = (
+            "type",
+            "k1",
+            "b",
+            "language",
+            "hnsw_m",
+            "ef_construction",
+            "nlist",
+            "pq_m",
+            "pq_bits",
+            "rabitq_bits",
+        )
         names += ("part_size", "seed", "uri", "collection", "milvus_index")
         problems = self._only_with(False, f"a new index, not with {flag}", *names)
         if self.delete is not None and (self.add or self.vectors is not None or self.corpus):

@@ -80,13 +80,16 @@ class Index(Protocol[Queries]):
         asks: Which of the three.
         manifest: What its folder says.
         model: The model that made the vectors, as `find_model` returns it; empty where none is needed.
-        ids: The id of every position, those of documents that were deleted among them.
     """
 
     asks: Asks
     manifest: "Manifest"
     model: str
-    ids: "Ids"
+
+    @property
+    def ids(self) -> "Ids":
+        """The id of every position, those of documents that were deleted among them."""
+        ...
 
     def search(self, queries: Queries, top_k: int, allowed: Allowed | None = None) -> TopK:
         """Returns at most `top_k` hits per query, by score descending, ties by document id descending.
@@ -149,7 +152,7 @@ class Manifest:
     @property
     def total(self) -> int:
         """Documents in the folder and its parts, deleted ones among them."""
-        return self.count + sum(part["count"] for part in self.parts)
+        return self.count + sum(int(part["count"]) for part in self.parts)
 
     @classmethod
     def read(cls, folder: Path, *, verify: bool = False) -> "Manifest":
@@ -257,7 +260,7 @@ def best_rows(scores: Floats, positions: Positions, ids: Ids, top_k: int) -> Top
     """
     top_k = min(top_k, scores.shape[1])
     order = np.argsort(-scores, axis=1, kind="stable")
-    scores, positions = (np.take_along_axis(each, order, axis=1) for each in (scores, positions))
+    scores, positions = np.take_along_axis(scores, order, axis=1), np.take_along_axis(positions, order, axis=1)
     tied = (scores[:, 1:] == scores[:, :-1])[:, :top_k] & (scores[:, :-1][:, :top_k] > -np.inf)
     for row in np.flatnonzero(tied.any(axis=1)):
         here = int((scores[row] > -np.inf).sum())

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from llara import progress
 from llara.config import IndexConfig, to_toml
+from llara.config.indexing import READ_BY
 from llara.data import read_rows
 from llara.encoding.documents import DocumentStore
 from llara.encoding.intake import digest_rows
@@ -47,14 +48,6 @@ from llara.terms import Terms
 
 CONFIG = "config.toml"
 MEMORY = 2 << 30  # bytes that building an approximate index takes, about, before it is cut into parts
-# What decides the content of an index, by its type; it cannot be changed in a finished one.
-DECIDES = {
-    "bm25": ("k1", "b", "language"),
-    "hnsw": ("hnsw_m", "ef_construction", "part_size", "seed"),
-    "ivfpq": ("nlist", "pq_m", "pq_bits", "part_size", "seed"),
-    "rabitq": ("nlist", "rabitq_bits", "part_size", "seed"),
-    "milvus": ("uri", "collection", "milvus_index"),
-}
 
 
 @dataclass(frozen=True)
@@ -104,7 +97,8 @@ def build_index(config: IndexConfig) -> IndexResult:
     check_place(config.output)
     with FolderLock(config.output):
         identity: dict[str, Any] = {"type": config.type}
-        identity |= {name: getattr(config, name) for name in DECIDES.get(config.type, ())}
+        decides = [name for types, names in READ_BY.items() if config.type in types for name in names]
+        identity |= {name: getattr(config, name) for name in decides}
         finished = claim_output(config.output, identity, "index") and (config.output / MANIFEST).exists()
         remove_leftovers(config.output)
         source = open_source(config, vectors, finished)
@@ -184,7 +178,7 @@ def _reuse(config: IndexConfig, source: Source) -> IndexResult:
     return result(config, manifest, source.rejected, reused=True)
 
 
-def places(output: Path, source: Source, model: str = "") -> dict[str, str]:
+def places(output: Path, source: Source, model: str = "") -> dict[str, Any]:
     """Returns where documents and model lie from `output`; `model` is what the manifest says of it so far."""
     if not model or not is_local(find_model(model, output)):
         model = _model_path(source, output)

@@ -135,14 +135,25 @@ class FaissIndex:
         """Fills in the hits of some queries; a row stays short where FAISS found too few."""
         rotated = queries if self._rotation is None else self._rotation.apply(queries)
         _, positions = self._searched.search(rotated, fetch, params=self._parameters(fetch, allowed))
-        scores = np.full(positions.shape, -np.inf, np.float32)
         step = max(1, _CELLS // (fetch * self.dim))
         for start in range(0, len(queries), step):
             rows = slice(start, start + step)
-            found = exact_scores(self._vectors, queries[rows, None], np.maximum(positions[rows], 0))
-            scores[rows] = np.where(positions[rows] >= 0, found, -np.inf)
-        best = best_rows(scores, positions, self.ids, top.scores.shape[1])
-        top.scores[:], top.positions[:] = best
+            near = self._nearest(queries[rows], positions[rows], top.scores.shape[1] + _SPARE)
+            found = exact_scores(self._vectors, queries[rows, None], np.maximum(near, 0))
+            best = best_rows(
+                np.where(near >= 0, found, -np.inf).astype(np.float32), near, self.ids, top.scores.shape[1]
+            )
+            top.scores[rows], top.positions[rows] = best
+
+    def _nearest(self, queries: Floats, positions: Positions, count: int) -> Positions:
+        """Returns the best candidates by their float32 scores, int64 [queries, count]; all where they are not more."""
+        if positions.shape[1] <= count:
+            return positions
+        vectors = self._vectors[np.maximum(positions, 0)].astype(np.float32, copy=False)
+        scores = np.matmul(vectors, queries[:, :, None])[..., 0]
+        scores[positions < 0] = -np.inf
+        kept = np.argpartition(-scores, count - 1, axis=1)[:, :count]
+        return np.take_along_axis(positions, kept, axis=1)
 
     def _parameters(self, fetch: int, allowed: Allowed | None) -> Any:
         import faiss
@@ -199,7 +210,7 @@ class Shape:
         # Between 4 and 16 times the root of the number (FAISS' guidelines), as a power of two.
         usual = 1 << max(0, round(math.log2(4 * math.sqrt(count))))
         nlist = config.nlist or max(1, min(usual, count // TRAIN))
-        chosen = {"nlist": nlist, "nprobe": min(nlist, max(8, nlist // 64))}
+        chosen = {"nlist": nlist, "nprobe": min(nlist, max(8, nlist // 32))}
         problems = [f"--nlist: {nlist} lists for {count:,} vectors; give fewer"] if nlist > count else []
         if config.type == "rabitq":
             chosen |= {"rabitq_bits": config.rabitq_bits}
@@ -208,7 +219,7 @@ class Shape:
             chosen |= {"pq_m": config.pq_m or usual_pieces(dim), "pq_bits": bits}
             if dim % chosen["pq_m"]:
                 problems.append(f"--pq-m: {chosen['pq_m']} does not divide the vectors' size, {dim}")
-            if 1 << bits > count:
+            if config.pq_bits and 1 << bits > count:
                 problems.append(f"--pq-bits: {bits} bits name {1 << bits} centroids, there are {count:,} vectors")
         if problems:
             raise ConfigError(problems)
@@ -219,11 +230,11 @@ class Shape:
         """Memory that building takes per vector, about; what training takes comes on top."""
         if self.type == "hnsw":
             return 4 * self.dim + 8 * self.settings["hnsw_m"] + 32
-        codes = self.settings["pq_m"] * self.settings["pq_bits"] if self.type == "ivfpq" else self._rabitq_bits()
-        return 2 * (codes // 8 + 8)  # the lists grow by doubling
-
-    def _rabitq_bits(self) -> int:
-        return int(self.dim * self.settings["rabitq_bits"] + 192)
+        if self.type == "ivfpq":
+            bits = self.settings["pq_m"] * self.settings["pq_bits"]
+        else:
+            bits = self.dim * self.settings["rabitq_bits"] + 192  # three or more numbers of 32 bits correct an estimate
+        return 2 * (int(bits) // 8 + 8)  # with the position; the lists grow by doubling
 
     def make(self) -> Any:
         """Returns the empty FAISS index."""
@@ -314,7 +325,9 @@ def _sample(vectors: Array, shape: Shape) -> Floats:
     wanted = max(TRAIN * shape.settings["nlist"], TRAIN << shape.settings.get("pq_bits", 0))
     wanted = min(len(vectors), wanted, max(SAMPLE_BYTES // (4 * shape.dim), shape.settings["nlist"]))
     rng = np.random.default_rng(shape.settings["seed"])
-    return vectors[np.sort(rng.choice(len(vectors), wanted, replace=False))].astype(np.float32)
+    sample = np.asarray(vectors[np.sort(rng.choice(len(vectors), wanted, replace=False))], np.float32)
+    # FAISS wants as many as there are centroids; of a corpus of one document, it gets that twice.
+    return sample[np.arange(max(len(sample), 1 << shape.settings.get("pq_bits", 0))) % len(sample)]
 
 
 def _add(index: Any, vectors: Array, shown: Progress | None) -> None:
@@ -331,7 +344,7 @@ def _stored(index: Any) -> Floats:
     """Returns the vectors inside an open HNSW index, float32 [n, dim], which it must outlive."""
     import faiss
 
-    flat = faiss.downcast_index(index.storage)
+    flat: Any = faiss.downcast_index(index.storage)
     vectors = faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d).reshape(flat.ntotal, flat.d)
     vectors.flags.writeable = False
     return np.asarray(vectors, np.float32)

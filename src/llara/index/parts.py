@@ -179,15 +179,15 @@ def cut_shards(vectors: Vectors, documents: int) -> list[Vectors]:
 
 def same_documents(first: tuple[Path, Index[Any]], second: tuple[Path, Index[Any]]) -> str:
     """Says in what the documents of two open indexes, each with its folder, differ; empty where they are the same."""
-    (folders, indexes) = zip(first, second, strict=True)
-    counts = [len(index) for index in indexes]
+    pairs = (first, second)
+    counts = [len(index) for _, index in pairs]
     if counts[0] != counts[1]:
         return f"{counts[1]:,} documents against {counts[0]:,}"
-    one, other = (list(_id_files(folder, index.manifest)) for folder, index in zip(folders, indexes, strict=True))
+    one, other = (list(_id_files(folder, index.manifest)) for folder, index in pairs)
     if [record for _, record in one] != [record for _, record in other] and not _same_bytes(one, other):
         return "their ids, or the order of them, differ"
-    deleted = [_all_deleted(folder, index.manifest) for folder, index in zip(folders, indexes, strict=True)]
-    return "" if np.array_equal(*deleted) else f"{len(deleted[1]):,} of them deleted against {len(deleted[0]):,}"
+    were, are = (_all_deleted(folder, index.manifest) for folder, index in pairs)
+    return "" if np.array_equal(were, are) else f"{len(are):,} of them deleted against {len(were):,}"
 
 
 def id_lines(folder: Path, manifest: Manifest) -> Iterator[bytes]:

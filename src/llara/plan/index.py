@@ -46,8 +46,8 @@ OPENING = 0.05  # seconds of small files beside it, and of reading the finished 
 class _Input(NamedTuple):
     """What is indexed: how many documents, a sample of them, and rows that no store holds yet.
 
-    vectors: How many there are, more than documents where long ones were cut. dim: Size of one.
-    read_seconds: Of all rows. remarks: How the documents were counted.
+    vectors: How many there are, more than documents where long ones were cut. dim: Size of one. read_seconds: Of all
+    rows. remarks: How the documents were counted.
     """
 
     total: int

@@ -1,0 +1,268 @@
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llara.config import IndexConfig
+from llara.errors import ConfigError, ModelError, StorageError
+from llara.index import faiss as approximate
+from llara.index import written
+from llara.index.base import Allowed, Manifest
+from llara.index.faiss import TYPES, VECTORS, Effort, FaissIndex, Shape, usual_pieces
+from llara.index.flat import FILE
+from llara.index.opening import open_index
+from llara.index.written import write_index
+from tests.index.helpers import make_faiss, make_flat
+from tests.reference.ranking import inner_products, order
+
+DIM, COUNT = 16, 900
+IDS = [f"d{(7 * number) % COUNT}" for number in range(COUNT)]
+
+
+def clustered(rows: int, seed: int = 0) -> np.ndarray[Any, Any]:
+    """Unit vectors around 30 centres, as texts lie around topics."""
+    centres = np.random.default_rng(9).standard_normal((30, DIM))
+    rng = np.random.default_rng(seed)
+    vectors = centres[rng.integers(0, 30, rows)] + 0.6 * rng.standard_normal((rows, DIM))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_too_small_for_faiss(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(approximate, "EXACT", 0)
+
+
+def overlap(found: Any, vectors: Any, queries: Any, allowed: Any = None) -> float:
+    """Share of the true hits that were found."""
+    shares = []
+    for row, query in enumerate(queries):
+        scores = np.array(inner_products(query, vectors))
+        if allowed is not None:
+            scores[~allowed] = -2
+        expected = order(scores.tolist(), IDS, found.shape[1])
+        shares.append(len(set(found[row].tolist()) & set(expected)) / found.shape[1])
+    return float(np.mean(shares))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("kind", TYPES)
+def test_nearly_all_true_hits_are_found_with_their_true_scores(tmp_path: Path, kind: str, dtype: str) -> None:
+    vectors, queries = clustered(COUNT).astype(dtype), clustered(15, 1)
+    index = make_faiss(tmp_path, vectors, IDS, kind)
+    found = index.search(queries, 10)
+    assert overlap(found.positions, vectors.astype(np.float32), queries) > 0.95
+    for query, scores, positions in zip(queries, *found, strict=True):
+        exact = inner_products(query, vectors[positions].astype(np.float32))
+        assert scores.tolist() == pytest.approx(exact, rel=2e-7)
+        assert [*scores] == sorted(scores, reverse=True)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_a_document_has_the_score_that_it_has_in_a_flat_index(tmp_path: Path, kind: str) -> None:
+    vectors, queries = clustered(200), clustered(5, 1)
+    flat = make_flat(tmp_path / "flat", vectors, IDS[:200]).search(queries, 200)
+    found = make_faiss(tmp_path / "other", vectors, IDS[:200], kind).search(queries, 10)
+    for row in range(5):
+        exact = dict(zip(flat.positions[row].tolist(), flat.scores[row].tolist(), strict=True))
+        assert found.scores[row].tolist() == [exact[at] for at in found.positions[row].tolist()]
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("share", [0.5, 0.02])
+def test_a_filter_costs_no_hits(tmp_path: Path, kind: str, share: float) -> None:
+    vectors, queries = clustered(COUNT), clustered(20, 1)
+    allowed = np.random.default_rng(2).random(COUNT) < share
+    found = make_faiss(tmp_path, vectors, IDS, kind).search(queries, 10, Allowed.of(allowed)).positions
+    assert found.shape == (20, 10) and allowed[found].all()
+    assert overlap(found, vectors, queries, allowed) > 0.9
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_more_effort_finds_more(tmp_path: Path, kind: str) -> None:
+    vectors, queries = clustered(COUNT), clustered(15, 1)
+    make_faiss(
+        tmp_path, vectors, IDS, kind, **({"hnsw_m": 2, "ef_construction": 4} if kind == "hnsw" else {"nlist": 30})
+    )
+    dial = "ef_search" if kind == "hnsw" else "nprobe"
+    shares = [
+        overlap(open_index(tmp_path, effort=Effort(**{dial: value})).search(queries, 1).positions, vectors, queries)
+        for value in (1, 1000)
+    ]
+    assert shares[0] < shares[1] > 0.9
+
+
+def test_candidates_per_hit(tmp_path: Path) -> None:
+    vectors, queries = clustered(COUNT), clustered(15, 1)
+    make_faiss(tmp_path, vectors, IDS, "ivfpq", pq_m=1, pq_bits=2)
+    shares = [
+        overlap(open_index(tmp_path, effort=Effort(refine=value)).search(queries, 5).positions, vectors, queries)
+        for value in (1, 180)
+    ]
+    assert shares[0] < 0.3 and shares[1] > 0.9
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_the_same_vectors_and_seed_give_the_same_bytes(tmp_path: Path, kind: str) -> None:
+    import faiss
+
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)  # what hnsw needs
+    try:
+        for name, seed in (("one", 5), ("two", 5), ("three", 6)):
+            make_faiss(tmp_path / name, clustered(COUNT), IDS, kind, seed=seed)
+    finally:
+        faiss.omp_set_num_threads(threads)
+    digests = [hashlib.sha256((tmp_path / name / FILE).read_bytes()).digest() for name in ("one", "two", "three")]
+    assert digests[0] == digests[1] != digests[2]
+    names = {path.name for path in (tmp_path / "one").iterdir()}
+    assert names == {FILE, "ids.txt", "ids.offsets.npy", "manifest.json", *([] if kind == "hnsw" else [VECTORS])}
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_files_are_memory_mapped(tmp_path: Path, kind: str) -> None:
+    index = make_faiss(tmp_path, clustered(COUNT), IDS, kind)
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("needs /proc/self/maps")
+    mapped = maps.read_text()
+    assert str(tmp_path / FILE) in mapped
+    assert kind == "hnsw" or str(tmp_path / VECTORS) in mapped
+    assert len(index) == COUNT
+
+
+def test_queries_of_another_dimension_or_not_finite(tmp_path: Path) -> None:
+    index = make_faiss(tmp_path, clustered(50), IDS[:50], "hnsw")
+    with pytest.raises(ModelError, match=r"dimension 16, the queries are 2 x 5: it was built with the model"):
+        index.search(np.zeros((2, 5), np.float32), 3)
+    with pytest.raises(ModelError, match="not finite"):
+        index.search(np.full((1, DIM), np.inf, np.float32), 3)
+    broken = clustered(50)
+    broken[7, 3] = np.nan
+    with pytest.raises(StorageError, match="not finite"):
+        make_faiss(tmp_path / "broken", broken, IDS[:50], "hnsw")
+    assert not list((tmp_path / "broken").iterdir())
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_a_single_document(tmp_path: Path, kind: str) -> None:
+    found = make_faiss(tmp_path, clustered(1), IDS[:1], kind).search(clustered(3, 1), 10)
+    assert found.positions.tolist() == [[0]] * 3
+
+
+def shape(count: int = 10_000, dim: int = 256, **settings: Any) -> Shape:
+    return Shape.of(IndexConfig(vectors=Path("v"), output=Path("i"), **settings), count, dim)
+
+
+def test_parameters_follow_the_size() -> None:
+    assert [shape(count, type="ivfpq").settings["nlist"] for count in (1, 100, 10_000, 10**6)] == [1, 1, 156, 4096]
+    assert [usual_pieces(dim) for dim in (1, 7, 8, 256, 768, 4096)] == [1, 1, 2, 64, 128, 128]
+    assert [shape(count, type="ivfpq").settings["pq_bits"] for count in (1, 100, 10_000)] == [1, 4, 8]
+    assert shape(type="hnsw").bytes_per_vector == 4 * 256 + 8 * 32 + 32
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"type": "ivfpq", "pq_m": 100}, "--pq-m: 100 does not divide the vectors' size, 256"),
+        ({"type": "ivfpq", "pq_bits": 12, "count": 99}, "--pq-bits: 12 bits name 4096 centroids, there are 99 vectors"),
+        ({"type": "rabitq", "nlist": 20_000}, "--nlist: 20000 lists for 10,000 vectors; give fewer"),
+    ],
+)
+def test_parameters_that_do_not_fit_the_vectors(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        shape(**settings)
+    assert caught.value.problems == (message,)
+
+
+def test_settings_of_other_types_are_refused() -> None:
+    with pytest.raises(ConfigError) as caught:
+        shape(type="hnsw", nlist=4, pq_m=2, k1=1.0, part_size=0, hnsw_m=1)
+    assert caught.value.problems == (
+        "--hnsw-m: must be 2 or more, got 1",
+        "--part-size: must be 1 or more, got 0",
+        "--k1: goes with --type bm25",
+        "--pq-m: goes with --type ivfpq",
+        "--nlist: goes with --type ivfpq or rabitq",
+    )
+    assert Effort(ef_search=3, nprobe=4, refine=2).unread_by(["flat", "hnsw"]) == [
+        "--nprobe: goes with an index of type ivfpq or rabitq"
+    ]
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_a_cut_or_changed_file_is_an_error(tmp_path: Path, kind: str) -> None:
+    make_faiss(tmp_path, clustered(COUNT), IDS, kind)
+    for name in (FILE, *([] if kind == "hnsw" else [VECTORS])):
+        path = tmp_path / name
+        data = path.read_bytes()
+        path.write_bytes(data[:-9])
+        with pytest.raises(StorageError, match=f"{name}: is damaged: has"):
+            open_index(tmp_path)
+        path.write_bytes(data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 4]) + data[len(data) // 2 + 1 :])
+        with pytest.raises(StorageError, match=f"{name}: is damaged: its SHA-256"):
+            open_index(tmp_path, verify=True)
+        path.write_bytes(data)
+
+
+def test_another_index_under_the_name_is_an_error(tmp_path: Path) -> None:
+    make_faiss(tmp_path / "a", clustered(COUNT), IDS, "rabitq")
+    make_faiss(tmp_path / "b", clustered(COUNT), IDS, "ivfpq")
+    (tmp_path / "a" / FILE).write_bytes((tmp_path / "b" / FILE).read_bytes())
+    manifest = Manifest.read(tmp_path / "b")
+    with pytest.raises(StorageError, match="does not fit its manifest; rebuild the index"):
+        FaissIndex(tmp_path / "a", Manifest(**{**vars(manifest), "type": "rabitq"}))
+    (tmp_path / "a" / FILE).write_bytes(b"IwPQ" + bytes(100))
+    with pytest.raises(StorageError, match="is damaged, FAISS cannot read it"):
+        FaissIndex(tmp_path / "a", manifest)
+
+
+def small_index() -> Any:
+    import faiss
+
+    index = faiss.IndexFlatIP(4)
+    index.add(np.ones((3, 4), np.float32))
+    return index
+
+
+def test_a_full_disk_is_told_before_and_while_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(written, "reserve", full)
+        with pytest.raises(StorageError, match=r"i.faiss: needs \d+ bytes, .* are free: make room"):
+            write_index(small_index(), tmp_path / "i.faiss")
+    plain, calls = written._give, []
+
+    def give(index: Any, take: Any) -> None:
+        calls.append(take)
+        plain(index, take if len(calls) == 1 else full)
+
+    monkeypatch.setattr(written, "_give", give)
+    with pytest.raises(StorageError, match="make room"):
+        write_index(small_index(), tmp_path / "i.faiss")
+    assert not list(tmp_path.iterdir())
+
+
+def test_bytes_that_did_not_reach_the_disk_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, calls = written._give, []
+
+    def give(index: Any, take: Any) -> None:
+        calls.append(take)
+        plain(index, take if len(calls) == 1 else lambda chunk: take(bytes(len(chunk))))
+
+    monkeypatch.setattr(written, "_give", give)
+    with pytest.raises(StorageError, match="otherwise than FAISS gave it"):
+        write_index(small_index(), tmp_path / "i.faiss")
+
+
+def test_a_written_index_is_what_faiss_writes(tmp_path: Path) -> None:
+    import faiss
+
+    record = write_index(small_index(), tmp_path / "i.faiss")
+    data = (tmp_path / "i.faiss").read_bytes()
+    assert data == faiss.serialize_index(small_index()).tobytes()
+    assert record == (len(data), hashlib.sha256(data).hexdigest())
+    assert [path.name for path in tmp_path.iterdir()] == ["i.faiss"]
