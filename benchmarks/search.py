@@ -1,8 +1,9 @@
 """How soon a search answers: the first query of a process that starts, and those that follow, beside other ways.
 
-    python benchmarks/search.py --corpus scifact/corpus.jsonl.gz --queries scifact/queries.jsonl --work DIR [--runs 5]
+    python benchmarks/search.py [--corpus FILE --queries FILE] [--work DIR] [--runs 5] [--count 51]
 
-The corpus is encoded with `mini` and indexed in DIR, once. Three sides then answer the same queries over the same
+The corpus (by default SciFact's 5,183 abstracts, in the folder `shared` beside the project, or LLARA_SHARED) is encoded
+with `mini` and indexed in DIR, once. Three sides then answer the same queries over the same
 vectors, each as a process that reads a query per line and prints the ids of its ten best documents:
 
     llara      llara search --interactive --json, as it is
@@ -20,15 +21,18 @@ object.
 import argparse
 import importlib.util
 import json
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 TARGET = {"cold": 6.0, "warm": 0.05}  # seconds: the first answer, and 50 and 95 of 100 further ones
+SCIFACT = Path(os.environ.get("LLARA_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "data" / "scifact"
 SUFFIX = " The next sentence: "  # what the template `paper` puts behind a query, before the EOS token
 TOP = 10
 
@@ -157,22 +161,27 @@ def measure(sides: dict[str, list[str]], queries: list[str], runs: int) -> tuple
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--corpus", type=Path, help="a corpus, as llara encode takes it")
-    parser.add_argument("--queries", type=Path, help="queries, as llara search takes them")
-    parser.add_argument("--work", type=Path, required=True, help="where vectors and index are, or will be")
+    parser.add_argument("--corpus", type=Path, default=SCIFACT / "corpus.jsonl.gz", help="as llara encode takes it")
+    parser.add_argument("--queries", type=Path, default=SCIFACT / "queries.jsonl", help="as llara search takes them")
+    parser.add_argument("--work", type=Path, help="where vectors and index are, or will be; default: a new folder")
     parser.add_argument("--count", type=int, default=51, help="queries")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--child", choices=("st", "bare"))
     args = parser.parse_args()
     if args.child:
         return child(args.child, args.work)
-    if args.corpus is None or args.queries is None:
-        return print("search: pass --corpus and --queries; there is no text to search without them")
+    if not (args.corpus.exists() and args.queries.exists()):
+        return print(f"search: {args.corpus} and {args.queries} are not here; give --corpus and --queries")
+    with tempfile.TemporaryDirectory() as made:
+        run(args, args.work or Path(made))
+
+
+def run(args: argparse.Namespace, work: Path) -> None:
     from llara.data import read_queries
 
-    prepare(args.corpus, args.work)
+    prepare(args.corpus, work)
     queries = [" ".join(query.text.split()) for query in read_queries(args.queries)[: args.count]]
-    sides = commands(args.work)
+    sides = commands(work)
     cold, warm, same = measure(sides, queries, args.runs)
     figures: dict[str, float] = {}
     for name in sides:

@@ -11,9 +11,9 @@ from scifact_report import COLLECTIONS, dated_report, write_result
 INTRO = (
     "One seed, `mini` without adaptation; no setting was tuned. `again`, `mined` and `taught` go on from `first` with "
     "the same number of steps: on pairs, on hard negatives that `first` mined, and on those with a reranker's scores "
-    "to learn. `first+rerank` has the first 20 hits of `first` scored anew, `fused` adds the relative scores of "
-    "that run and of `first`. Differences are to the first row, p by a paired two-sided randomisation test over queries. All models "
-    "ran with int8 weights when they searched or scored."
+    "to learn. `first+rerank` has the first 20 hits of `first` scored anew and no others, `fused` adds the relative "
+    "scores of that run and of `first`. Differences are to the first row, p by a paired two-sided randomisation test "
+    "over queries. All models ran with int8 weights when they searched or scored."
 )
 
 

@@ -7,10 +7,21 @@ A fault of ours is any other exception: it keeps its traceback and exits with 1.
 import difflib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 
 class LlaraError(Exception):
     """A mistake that the user can mend: bad input, a bad setting, a missing file, a full disk."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By what it holds and not by calling its class: so an error of any kind goes from a worker to its driver.
+        return _restored, (type(self), self.args, vars(self))
+
+
+def _restored(kind: type[LlaraError], args: tuple[Any, ...], values: dict[str, Any]) -> LlaraError:
+    error = kind.__new__(kind, *args)
+    vars(error).update(values)
+    return error
 
 
 LONGEST_REASON = 1000  # characters: what a row holds may be megabytes, and an error is one line to be read
@@ -45,6 +56,10 @@ class StorageError(LlaraError):
     def __init__(self, path: str | Path, reason: str) -> None:
         self.path, self.reason = str(path), reason
         super().__init__(f"{self.path}: {reason}")
+
+
+class WorkerError(LlaraError):
+    """A worker process or machine that is lost for good, or a cluster that cannot be reached or has no room."""
 
 
 class MissingExtra(LlaraError):

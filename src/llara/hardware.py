@@ -70,7 +70,22 @@ def memory_bytes() -> int | None:
 
 def cores() -> int:
     """Returns how many processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(usable_cores())
+
+
+def usable_cores() -> list[int]:
+    """Returns the numbers of the processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tells whether an error says that memory has run out, on a GPU or, in torch's own words, on the CPU."""
+    if isinstance(error, MemoryError):
+        return True
+    said = r"not enough memory|can't allocate memory|out of memory"  # torch.OutOfMemoryError is a RuntimeError
+    return isinstance(error, RuntimeError) and re.search(said, str(error), re.IGNORECASE) is not None
 
 
 # Parameters of mallopt(3), and what glibc itself comes to for a process with large blocks: 32 and 64 MiB.

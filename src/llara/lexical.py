@@ -52,6 +52,16 @@ class TermOptions:
             raise ConfigError(f"top_k: must be 1 or more, got {self.top_k}")
 
 
+class Tokens(NamedTuple):
+    """Tokenised texts: the rows that the model reads, and of each the ids that are the text's own, prompt left out.
+
+    `own` is empty where nobody asks for terms.
+    """
+
+    rows: Sequence[Sequence[int]]
+    own: Sequence[Sequence[int]] = ()
+
+
 class SlotBatch(NamedTuple):
     """One batch of texts after their forward pass.
 
@@ -65,7 +75,13 @@ class SlotBatch(NamedTuple):
     own: Sequence[Sequence[int]]
 
 
-@torch.inference_mode()  # which, on a generator, holds while it runs and not while its caller does
+def tokenise(model: EmbeddingModel, texts: Sequence[str], side: SideName, max_length: int | None = None) -> Tokens:
+    """Returns the texts' rows and their own token ids; see `EmbeddingModel.tokenise`."""
+    template = model.bind()
+    rows = model.tokenise(texts, side, max_length)
+    return Tokens(rows, [template.unwrap(row, side) for row in rows])
+
+
 def read_slots(
     model: EmbeddingModel,
     texts: Sequence[str],
@@ -75,19 +91,26 @@ def read_slots(
     on_batch: OnBatch | None = None,
 ) -> Iterator[SlotBatch]:
     """Runs texts through the model in evaluation mode, without gradients; see `TermReader.encode` for the arguments."""
-    template = model.bind()
-    length = max_length or model.contract.length(side)
-    model.check_length(length, f"a {side} length")
-    bound = template.side(side)
-    rows = template.encode(texts, side, length)
-    own = [template.unwrap(row, side) for row in rows]
+    return read_rows(model, tokenise(model, texts, side, max_length), side, token_budget, on_batch)
+
+
+@torch.inference_mode()  # which, on a generator, holds while it runs and not while its caller does
+def read_rows(
+    model: EmbeddingModel,
+    tokens: Tokens,
+    side: SideName,
+    token_budget: int | None = None,
+    on_batch: OnBatch | None = None,
+) -> Iterator[SlotBatch]:
+    """Does what `read_slots` does for texts that `tokenise` has prepared."""
+    count = len(getattr(model.contract.template, side).slots)
     training = model.lm.training
     model.lm.eval()
     try:
-        for part in model.passes(rows, bound.slots, token_budget, on_batch):
+        for part in model.passes(tokens.rows, count, token_budget, on_batch):
             vectors = model.pool(part.states, part.ends, part.counts)
-            slots = slot_states(part.states, part.ends, bound.slots)
-            yield SlotBatch(part.numbers, vectors, slots, [own[number] for number in part.numbers])
+            slots = slot_states(part.states, part.ends, count)
+            yield SlotBatch(part.numbers, vectors, slots, [tokens.own[number] for number in part.numbers])
     finally:
         model.lm.train(training)
 
@@ -151,9 +174,16 @@ class TermReader:
         Raises:
             ConfigError: `max_length` is more than the model has positions for, or leaves no room for text.
         """
-        vectors = torch.empty(len(texts), self.model.dim)
-        rows: list[Row] = [(np.empty(0, np.int64), np.empty(0, np.float32))] * len(texts)
-        for part in read_slots(self.model, texts, side, token_budget, max_length, on_batch):
+        return self.encode_rows(tokenise(self.model, texts, side, max_length), side, token_budget, on_batch)
+
+    def encode_rows(
+        self, tokens: Tokens, side: SideName, token_budget: int | None = None, on_batch: OnBatch | None = None
+    ) -> tuple[Tensor, Terms]:
+        """Does what `encode` does for texts that `tokenise` has prepared."""
+        count = len(tokens.rows)
+        vectors = torch.empty(count, self.model.dim)
+        rows: list[Row] = [(np.empty(0, np.int64), np.empty(0, np.float32))] * count
+        for part in read_rows(self.model, tokens, side, token_budget, on_batch):
             vectors[torch.from_numpy(part.numbers)] = part.vectors.float().cpu()
             for number, row in zip(part.numbers, self.terms(part.slots, part.own), strict=True):
                 rows[number] = row

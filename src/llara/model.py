@@ -239,14 +239,26 @@ class EmbeddingModel:
         on_batch: OnBatch | None = None,
     ) -> Tensor:
         """Returns the vectors of texts, float32 [n, D] on the CPU, without gradients. See `embed`."""
-        template = self.bind()
+        return self.encode_rows(self.tokenise(texts, side, max_length), side, token_budget, on_batch)
+
+    def tokenise(self, texts: Sequence[str], side: SideName, max_length: int | None = None) -> list[list[int]]:
+        """Returns each text's token ids within the template, as `encode_rows` takes them; another thread may do it.
+
+        Raises:
+            ConfigError: `max_length` is more than the model has positions for, or leaves no room for text.
+        """
         length = max_length or self.contract.length(side)
         self.check_length(length, f"a {side} length")
-        rows = template.encode(texts, side, length)
+        return self.bind().encode(texts, side, length)
+
+    def encode_rows(
+        self, rows: Sequence[Sequence[int]], side: SideName, token_budget: int | None, on_batch: OnBatch | None
+    ) -> Tensor:
+        """Returns the vectors of rows that `tokenise` made, float32 [n, D] on the CPU, without gradients."""
         training = self.lm.training
         self.lm.eval()
         with torch.inference_mode():
-            vectors = self.embed(rows, template.side(side).slots, token_budget, on_batch)
+            vectors = self.embed(rows, len(getattr(self.contract.template, side).slots), token_budget, on_batch)
         self.lm.train(training)
         return vectors.float().cpu()
 

@@ -86,6 +86,15 @@ class Progress:
         if self._bar is not None:
             self._show(self._began)
 
+    def skip(self, n: int) -> None:
+        """Says that `n` more units were found done already, after some were done in this run."""
+        self.done += n
+        self._found += n
+        if self.done == self._found:
+            self._began = time.monotonic()
+        if self._bar is not None:
+            self._show(time.monotonic())
+
     def advance(self, n: int = 1, **fields: str | float) -> None:
         """Counts `n` more units as done; `fields`, such as `loss=1.23`, are shown behind the numbers."""
         self.done += n

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from llara.config import Backend, Dtype, ModelConfig
 from llara.errors import ConfigError
-from llara.lexical import TermOptions, TermReader
+from llara.lexical import TermOptions, TermReader, Tokens, tokenise
 from llara.loading import load_model
 from llara.model import EmbeddingModel, OnBatch
 from llara.templates import SideName, Template
@@ -112,6 +112,42 @@ class Retriever:
             ConfigError: Texts and titles differ in number, or `max_length` leaves no room for text.
         """
         return self._encode(self._join(texts, titles), "passage", token_budget, max_length, on_batch)
+
+    def tokenise_passages(
+        self,
+        texts: Sequence[str],
+        titles: Sequence[str] | None = None,
+        max_length: int | None = None,
+        with_terms: bool = False,
+    ) -> Tokens:
+        """Returns what `embed_passages` takes, or with `with_terms` what `embed_passages_with_terms` takes.
+
+        `encode_passages` in two steps: one thread may tokenise the next passages while another runs the model. Raises
+        as that does.
+        """
+        joined = self._join(texts, titles)
+        if with_terms:
+            return tokenise(self.model, joined, "passage", max_length)
+        return Tokens(self.model.tokenise(joined, "passage", max_length))
+
+    def embed_passages(
+        self, tokens: Tokens, token_budget: int | None = None, on_batch: OnBatch | None = None
+    ) -> Vectors:
+        """Returns what `encode_passages` does, of passages that are tokenised."""
+        vectors: Vectors = self.model.encode_rows(tokens.rows, "passage", token_budget, on_batch).numpy()
+        return vectors
+
+    def embed_passages_with_terms(
+        self,
+        tokens: Tokens,
+        options: TermOptions | None = None,
+        token_budget: int | None = None,
+        on_batch: OnBatch | None = None,
+    ) -> tuple[Vectors, Terms]:
+        """Returns what `encode_passages_with_terms` does, of passages that are tokenised."""
+        reader = self._reader(options or TermOptions())
+        vectors, terms = reader.encode_rows(tokens, "passage", token_budget, on_batch)
+        return vectors.numpy(), terms
 
     def encode_queries_with_terms(
         self,

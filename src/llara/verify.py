@@ -264,7 +264,7 @@ def _texts(sample: _Sample, retriever: "Retriever") -> tuple[list[str], list[str
     """Returns the texts and the titles that were encoded: of documents, or of passages, which are cut again."""
     if sample.passages is None:
         return [document.text for document in sample.documents], [document.title for document in sample.documents]
-    from llara.encoding.encode import open_cutter
+    from llara.encoding.encoder import open_cutter
 
     cutter = open_cutter(retriever, sample.identity["passage_length"], sample.identity[corpus.CUT]["overlap"])
     texts, titles = [], []

@@ -79,25 +79,26 @@ class FakeRetriever:
 
     def __init__(self) -> None:
         self.loaded: dict[str, Any] = {}
+        self.length: int | None = None
         self.calls: list[tuple[int, int, int | None]] = []
 
     def for_job(self, config: ModelConfig) -> "FakeRetriever":
         self.loaded = vars(config)
         return self
 
-    def encode_passages(
-        self,
-        texts: Sequence[str],
-        titles: Sequence[str],
-        token_budget: int,
-        max_length: int | None,
-        on_batch: Callable[[int], None],
-    ) -> np.ndarray[Any, Any]:
-        self.calls.append((len(texts), token_budget, max_length))
-        on_batch(len(texts))
-        vectors = np.zeros((len(texts), self.dim), np.float32)
-        vectors[:, :4] = [[len(text), len(title), 0, 1] for text, title in zip(texts, titles, strict=True)]
-        return vectors
+    def tokenise_passages(
+        self, texts: Sequence[str], titles: Sequence[str], max_length: int | None, with_terms: bool
+    ) -> Any:
+        from llara.lexical import Tokens  # imports torch, which most that is here needs not
+
+        assert not with_terms
+        self.length = max_length
+        return Tokens([[len(text), len(title), 0, 1] for text, title in zip(texts, titles, strict=True)])
+
+    def embed_passages(self, tokens: Any, token_budget: int, on_batch: Callable[[int], None]) -> np.ndarray[Any, Any]:
+        self.calls.append((len(tokens.rows), token_budget, self.length))
+        on_batch(len(tokens.rows))
+        return np.array(tokens.rows, np.float32)
 
 
 def run_sparse(corpus: Path, output: Path, shard_size: int = 10, **changes: Any) -> VectorsSummary:

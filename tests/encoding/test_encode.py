@@ -96,7 +96,7 @@ def test_a_corrected_command_goes_through(
         raise ConfigError("--passage-length: 3 leaves no room for text")
 
     with monkeypatch.context() as patched:
-        patched.setattr(FakeRetriever, "encode_passages", refuse)
+        patched.setattr(FakeRetriever, "tokenise_passages", refuse)
         with pytest.raises(ConfigError, match="no room"):
             encode(changed(config, passage_length=3))
     assert encode(config) == (config.output, 4, 3, 24, 1, 0)

@@ -10,12 +10,12 @@ import torch
 
 from llara.config import ModelConfig
 from llara.errors import ConfigError, LlaraError
+from llara.hardware import is_out_of_memory
 from llara.loading import load_model
 from llara.training import watch
 from llara.training.adapt import adapt
 from llara.training.arguments import check_integrations
 from llara.training.checkpoint import list_checkpoints
-from llara.training.faults import is_out_of_memory
 from llara.training.finetune import finetune
 from llara.training.objective import AdaptModule
 from llara.training.watch import VOLATILE, Meter, Tally, means, peak_memory

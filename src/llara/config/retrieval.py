@@ -40,6 +40,17 @@ class EncodeConfig(ModelConfig):
     """A term may be one that does not stand in the passage."""
     fold: bool = False
     """The forms of a word with a capital, or with a blank before it, are one term."""
+    engine: Literal["local", "ray"] = "local"
+    """local: this machine; ray: the workers of an existing Ray cluster. The vectors are the same."""
+    workers: int | None = None
+    """Processes that encode, each with the model loaded; default: one per GPU, or this process alone; with --engine ray
+    as many as the cluster has room for."""
+    worker_threads: int | None = None
+    """CPU threads per worker; default: the cores shared out among the workers of this machine; 1 with --engine ray."""
+    worker_gpus: float | None = None
+    """With --engine ray: GPUs per worker; default: 1 where the cluster has any and --device allows it."""
+    address: str | None = None
+    """With --engine ray: the cluster's HOST:PORT, ray://HOST:PORT, or auto for the one that this machine belongs to."""
 
     def problems(self) -> list[str]:
         """See `JobConfig.problems`."""
@@ -51,7 +62,22 @@ class EncodeConfig(ModelConfig):
             *self._at_least(0, "overlap"),
             *self._only_with(self.long == "cut", "--long cut", "overlap"),
             *self._sparse_problems(),
+            *self._worker_problems(),
         ]
+
+    def _worker_problems(self) -> list[str]:
+        problems = [*self._at_least(1, "workers", "worker_threads"), *self._at_least(0, "worker_gpus")]
+        problems += self._only_with(self.engine == "ray", "--engine ray", "address", "worker_gpus")
+        if self.engine == "ray" and not self.address:
+            problems.append("--address: is required with --engine ray (HOST:PORT, ray://HOST:PORT, or auto)")
+        several = self.engine == "ray" or (self.workers or 1) > 1
+        if several and self.device not in ("auto", "cpu", "cuda"):
+            problems.append(f"--device: {self.device} is one device; several workers take auto, cpu or cuda")
+        if self.worker_gpus and self.device == "cpu":
+            problems.append("--worker-gpus: goes with --device auto or cuda")
+        if self.worker_gpus and self.worker_gpus > 1 and self.worker_gpus != int(self.worker_gpus):
+            problems.append(f"--worker-gpus: above 1 it must be a whole number, got {self.worker_gpus:g}")
+        return problems
 
     def _sparse_problems(self) -> list[str]:
         given = [name for name in ("expansion", "fold") if getattr(self, name)]

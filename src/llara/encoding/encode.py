@@ -1,25 +1,18 @@
 """The job `encode`: a corpus and a model become a vectors folder."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 from llara.config import EncodeConfig, to_toml
 from llara.contract import FORMAT, refuse_other_form
 from llara.data import read_rows
-from llara.encoding.manifest import CUT, MANIFEST, SPARSE, record_model
-from llara.encoding.numbers import Encode, Encoded
-from llara.encoding.passages import Cutter
+from llara.encoding.engines import choose_engine
+from llara.encoding.manifest import MANIFEST, record_model
 from llara.encoding.shards import write_vectors
 from llara.files import LOCK, FolderLock, foreign_folder, is_unclaimed
-from llara.hardware import keep_freed_memory
 from llara.outputs import check_place
 from llara.progress import Progress
-from llara.records import Document
-
-if TYPE_CHECKING:
-    from llara.lexical import TermOptions
-    from llara.model import OnBatch
-    from llara.retriever import Retriever
 
 
 class EncodeResult(NamedTuple):
@@ -44,6 +37,7 @@ def encode(config: EncodeConfig) -> EncodeResult:
         DataError: A corpus file is missing, empty, unreadable or cut, or every row is a bad one.
         ModelError: The model cannot be loaded, gives NaN, or has no LM head for sparse vectors.
         StorageError: A full disk, a second encoder, or a folder that belongs to another configuration or corpus.
+        WorkerError: A shard that keeps killing its workers, or a cluster that does not answer or has no room.
     """
     # Before minutes go into loading a model: is there a corpus, may this folder be written, and does nobody else?
     check_place(config.output)
@@ -53,82 +47,28 @@ def encode(config: EncodeConfig) -> EncodeResult:
     if (config.output / LOCK).exists():
         with FolderLock(config.output):  # held by another encoder, or left by one that was killed
             pass
-    total = sum(1 for _ in read_rows(config.corpus))
-    from llara.retriever import Retriever
-
-    retriever = Retriever.for_job(config)
-    length = config.passage_length or retriever.passage_length
-    identity = {**retriever.identity, "passage_length": length}
-    if config.sparse:
-        identity[SPARSE] = retriever.sparse_identity(term_options(config))
-    if config.long == "cut":
-        identity[CUT] = {"overlap": config.overlap}
-    unit = "documents" if config.long == "cut" else "passages"
-    with keep_freed_memory(), Progress("encode", total, unit) as progress:
-        summary = write_vectors(
-            config.output,
-            read_rows(config.corpus),
-            encoder(retriever, config, length, progress.advance),  # a shard is one call: no batch crosses its border
-            identity,
-            retriever.dim,
-            config.vector_dtype,
-            config.shard_size,
-            progress,
-            about={"model_path": record_model(config.model, config.output)},
-            extras={"config.toml": to_toml(config).encode()},
-            verify=config.verify,
-        )
-    return EncodeResult(config.output, retriever.dim, *summary)
+    next(iter(read_rows(config.corpus)), None)
+    # In the order of how long they take: who encodes, how much there is to encode, and the model.
+    with choose_engine(config) as engine:
+        total = sum(1 for _ in read_rows(config.corpus))
+        facts = engine.facts()
+        with Progress("encode", total, "documents" if config.long == "cut" else "passages") as progress:
+            summary = write_vectors(
+                config.output,
+                read_rows(config.corpus),
+                engine,  # a shard is one job: no batch crosses its border
+                facts.identity,
+                facts.dim,
+                config.vector_dtype,
+                config.shard_size,
+                progress,
+                about={"model_path": record_model(config.model, config.output)},
+                extras={"config.toml": to_toml(_without_workers(config)).encode()},
+                verify=config.verify,
+            )
+    return EncodeResult(config.output, facts.dim, *summary)
 
 
-def term_options(config: EncodeConfig) -> "TermOptions":
-    """Returns which terms a passage gets."""
-    from llara.lexical import TermOptions
-
-    return TermOptions(config.sparse_top_k, config.expansion, config.fold)
-
-
-def encoder(retriever: "Retriever", config: EncodeConfig, length: int, on_batch: "OnBatch | None" = None) -> Encode:
-    """Returns what turns documents into their vectors, and their terms where such are asked for, in one pass.
-
-    Args:
-        retriever: The model.
-        config: The job.
-        length: Tokens of a passage at most.
-        on_batch: Called with the passages done after each batch.
-    """
-    cutter = open_cutter(retriever, length, config.overlap) if config.long == "cut" else None
-
-    def encode_texts(texts: list[str], titles: list[str], on_batch: "OnBatch | None") -> Any:
-        how: dict[str, Any] = {"token_budget": config.token_budget, "max_length": length, "on_batch": on_batch}
-        if config.sparse:
-            return retriever.encode_passages_with_terms(texts, titles, term_options(config), **how)
-        return retriever.encode_passages(texts, titles=titles, **how)
-
-    def encode_documents(documents: list[Document]) -> Any:
-        if cutter is None:
-            return encode_texts([each.text for each in documents], [each.title for each in documents], on_batch)
-        texts, titles, table = cutter.cut(documents)
-        found = encode_texts(texts, titles, on_batch and _in_documents(on_batch, len(documents), len(texts)))
-        vectors, terms = found if isinstance(found, tuple) else (found, None)
-        return Encoded(vectors, terms, table)
-
-    return encode_documents
-
-
-def _in_documents(on_batch: "OnBatch", documents: int, passages: int) -> "OnBatch":
-    """Returns what counts documents, of as many passages each, where it is told of passages."""
-    done = 0
-
-    def advance(new: int) -> None:
-        nonlocal done
-        before, done = done, done + new
-        on_batch(done * documents // passages - before * documents // passages)
-
-    return advance
-
-
-def open_cutter(retriever: "Retriever", length: int, overlap: int) -> Cutter:
-    """Returns what cuts long documents for a model; raises as `Cutter` does."""
-    model = retriever.model
-    return Cutter(model.bind(), model.contract.join_title, length, overlap)
+def _without_workers(config: EncodeConfig) -> EncodeConfig:
+    """Returns the job whoever does it: the folder's bytes tell nothing of that."""
+    return replace(config, engine="local", workers=None, worker_threads=None, worker_gpus=None, address=None)

@@ -10,14 +10,16 @@
 The three with `terms` are the sparse vectors, and there only where the corpus was encoded with them.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
 from llara.encoding.arrays import Array, npy_bytes, write_array
+from llara.encoding.engine import Encoded as Encoded
+from llara.encoding.engine import Engine, Found
 from llara.encoding.manifest import PASSAGES, SCALES, TERMS, VECTORS, Shard
 from llara.errors import ModelError, StorageError
 from llara.files import FileRecord, free_bytes
@@ -25,52 +27,47 @@ from llara.records import Document
 from llara.terms import Terms
 
 
-class Encoded(NamedTuple):
-    """What an encoder returns for documents: vectors alone are the same as a tuple of nothing else.
-
-    Attributes:
-        vectors: Float [rows, dim]; a row is a document, or a passage.
-        terms: The sparse vectors of the rows.
-        passages: int64 [rows, 3], see `llara.encoding.manifest.PASSAGES`.
-    """
-
-    vectors: Array
-    terms: Terms | None = None
-    passages: Array | None = None
-
-
-Encode = Callable[[list[Document]], Array | tuple[Array, Terms] | Encoded]
-
-
 @dataclass(frozen=True)
 class Numbers:
     """What a shard holds beside its documents.
 
     Attributes:
-        encode: Returns float [documents, dim]; with sparse vectors a pair of that and the documents' terms; where long
-            documents are cut, what `Encoded` says.
+        engine: Gives float [documents, dim] per shard; with sparse vectors a pair of that and the documents' terms;
+            where long documents are cut, what `Encoded` says.
         dim: Size of a vector.
         vector_dtype: float32, float16 or int8, the type on disk.
         vocabulary: How many terms there are to choose from; None where no sparse vectors are wanted.
         cut: Whether long documents are cut.
     """
 
-    encode: Encode
+    engine: Engine
     dim: int
     vector_dtype: str
     vocabulary: int | None = None
     cut: bool = False
 
-    def write(self, folder: Path, name: str, documents: list[Document]) -> dict[str, FileRecord]:
-        """Encodes the documents of one shard and publishes the result; returns the record of each file by suffix.
+    def check_room(self, folder: Path, sizes: Iterable[int]) -> None:
+        """Looks for the space that the vectors of shards of so many documents take.
+
+        The write reserves its space too; this spares encoding a shard that cannot be kept.
+
+        Raises:
+            StorageError: There is too little.
+        """
+        needs, free = sum(npy_bytes(self._kind, (size, self.dim)) for size in sizes), free_bytes(folder)
+        if 0 < free < needs:
+            advice = "make room or choose another --output; the same command then goes on where it stopped"
+            raise StorageError(folder, f"the next shard needs {needs:,} bytes, {free:,} are free: {advice}")
+
+    def write(self, folder: Path, name: str, documents: list[Document], found: Found) -> dict[str, FileRecord]:
+        """Publishes what the engine found for the documents of one shard; returns the record of each file by suffix.
 
         Raises:
             StorageError: There is no room for the shard.
-            ModelError: The encoder returned NaN or infinity; nothing is published then.
+            ModelError: There is NaN or infinity in it; nothing is published then.
         """
-        kind = np.dtype(self.vector_dtype).newbyteorder("<")
-        self._check_room(folder, npy_bytes(kind, (len(documents), self.dim)))
-        vectors, terms, passages = self._encode(documents)
+        kind = self._kind
+        vectors, terms, passages = self._parts(found)
         with np.errstate(over="ignore", invalid="ignore"):
             vectors = vectors.astype(np.float32 if kind.kind == "i" else kind, copy=False)
         shape = (len(documents if passages is None else passages), self.dim)
@@ -86,21 +83,20 @@ class Numbers:
             files |= {TERMS[part]: getattr(terms, part) for part in TERMS}
         return {suffix: write_array(folder / f"{name}.{suffix}", array) for suffix, array in files.items()}
 
-    def _encode(self, documents: list[Document]) -> Encoded:
-        if not documents:
-            terms = None if self.vocabulary is None else Terms.of_rows([])
-            return Encoded(np.zeros((0, self.dim), np.float32), terms, np.zeros((0, 3), np.int64) if self.cut else None)
-        found = self.encode(documents)
+    def nothing(self) -> Encoded:
+        """Returns the numbers of a shard without documents."""
+        terms = None if self.vocabulary is None else Terms.of_rows([])
+        return Encoded(np.zeros((0, self.dim), np.float32), terms, np.zeros((0, 3), np.int64) if self.cut else None)
+
+    @property
+    def _kind(self) -> np.dtype[Any]:
+        return np.dtype(self.vector_dtype).newbyteorder("<")
+
+    def _parts(self, found: Found) -> Encoded:
         vectors, terms, passages = Encoded(*found) if isinstance(found, tuple) else Encoded(found)
         assert (terms is None) == (self.vocabulary is None), "encode and the folder's identity differ on sparse vectors"
         assert (passages is None) != self.cut, "encode and the folder's identity differ on passages"
         return Encoded(np.asarray(vectors), terms, passages)
-
-    def _check_room(self, folder: Path, needs: int) -> None:
-        free = free_bytes(folder)
-        if 0 < free < needs:  # the write reserves its space too; this spares encoding a shard that cannot be kept
-            advice = "make room or choose another --output; the same command then goes on where it stopped"
-            raise StorageError(folder, f"the next shard needs {needs:,} bytes, {free:,} are free: {advice}")
 
     def _check_terms(self, folder: Path, documents: list[Document], terms: Terms) -> None:
         assert len(terms) == len(documents), f"encode returned terms of {len(terms)} texts for {len(documents)}"

@@ -1,7 +1,8 @@
-"""Writes an encoded corpus: shard by shard, each published whole, each made once.
+"""Writes an encoded corpus: shard by shard, each published whole, each made once. `vectors.py` reads it.
 
 A shard is a fixed range of input rows and is encoded by itself, so its bytes depend neither on where a run was stopped
-nor on what ran before. A run over a folder that exists reads the corpus again, compares the digest of every finished
+nor on what ran before or beside it. Several may be with an engine at once, and they are published as they come back. A
+run over a folder that exists reads the corpus again, compares the digest of every finished
 shard's rows, and makes only what is missing; rows behind the last shard become new shards.
 """
 
@@ -10,12 +11,14 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from llara.data import Row
 from llara.data.seen import FirstSeen, place_of
 from llara.encoding.documents import read_ids, write_document_files
+from llara.encoding.engine import Encode, Engine, Found, Inline, Job
 from llara.encoding.intake import digest_rows, sift_rows
 from llara.encoding.manifest import (
     CUT,
@@ -32,9 +35,8 @@ from llara.encoding.manifest import (
     write_sealed,
     write_sidecar,
 )
-from llara.encoding.numbers import Encode, Numbers
-from llara.encoding.vectors import Vectors as Vectors  # what writes a folder and what reads it come from one place
-from llara.encoding.vectors import verify_vectors as verify_vectors
+from llara.encoding.numbers import Numbers
+from llara.encoding.vectors import Vectors, verify_vectors
 from llara.errors import DataError, StorageError
 from llara.files import (
     FileRecord,
@@ -47,6 +49,9 @@ from llara.files import (
     write_atomic,
 )
 from llara.progress import Progress
+from llara.records import Document
+
+__all__ = ["Vectors", "VectorsSummary", "verify_vectors", "write_documents", "write_vectors"]
 
 WORK = ".work"  # scratch of a running job; removed at its end
 
@@ -83,7 +88,7 @@ class _Job:
 def write_vectors(
     output: Path,
     rows: Iterable[Row],
-    encode: Encode,
+    encode: Encode | Engine,
     identity: Mapping[str, Any],
     dim: int,
     vector_dtype: str,
@@ -99,15 +104,15 @@ def write_vectors(
     Args:
         output: The folder; it is created, or completed where the same configuration made it.
         rows: All input rows of the corpus, from the first, also those of finished shards.
-        encode: Called once per new shard with its accepted documents (one or more); returns float [documents, dim], and
-            where `identity` has settings of sparse vectors a pair of that and the documents' terms; where it says that
-            long documents are cut, what `llara.encoding.numbers.Encoded` says.
+        encode: An engine, or a function that is called once per new shard with its accepted documents (one or more).
+            Gives float [documents, dim] per shard, and where `identity` has settings of sparse vectors a pair of that
+            and the documents' terms; where it says that long documents are cut, what `Encoded` says.
         identity: JSON values that decide the vectors; dim, vector_dtype and shard_size are added. Under `sparse` those
             of sparse vectors, `vocabulary` among them, where such are wanted.
         dim: Size of a vector.
         vector_dtype: float32, float16 or int8, the type on disk.
         shard_size: Input rows per shard, bad rows included.
-        progress: Told of rows found done and of rejected rows; `encode` counts the documents.
+        progress: Told of rows found done and of rejected rows; an engine, or the function, counts the documents.
         about: JSON values to keep in the manifest that decide nothing, such as the path of the model.
         extras: Name and content of further files to keep in the folder, such as config.toml.
         verify: Recompute the checksums of finished shards, not only their sizes.
@@ -117,14 +122,16 @@ def write_vectors(
             part has changed.
         DataError: No row can be used; `rejected.jsonl` says why, and a mended corpus may follow.
         ModelError: `encode` returned NaN or infinity; nothing of that shard is published.
+        LlaraError: What else `encode` raises.
     """
+    engine = Inline(encode) if callable(encode) else encode
     decides = {**identity, "dim": dim, "vector_dtype": vector_dtype, "shard_size": shard_size}
     job = _Job(
         folder=output,
         kind="vectors",
         identity=decides,
         shard_size=shard_size,
-        numbers=Numbers(encode, dim, vector_dtype, identity.get(SPARSE, {}).get("vocabulary"), CUT in identity),
+        numbers=Numbers(engine, dim, vector_dtype, identity.get(SPARSE, {}).get("vocabulary"), CUT in identity),
         progress=progress,
         about=about or {},
         extras=extras or {},
@@ -149,13 +156,24 @@ def write_documents(
     return _Writer(job).run(rows)
 
 
+class _Pending(NamedTuple):
+    """A shard that is to be made: its rows, sifted; `source` is the digest of the raw ones."""
+
+    name: str
+    start: int
+    end: int
+    documents: list[Document]
+    rejected: list[dict[str, Any]]
+    source: str
+
+
 class _Writer:
     """One run over one folder."""
 
     def __init__(self, job: _Job) -> None:
         self.job = job
         self.folder = job.folder
-        self.entries: list[dict[str, Any]] = []
+        self.found: dict[int, dict[str, Any]] = {}  # the manifest's entries by their first row, in any order
         self.made = 0
         self.complete: dict[str, Any] | None = None  # the manifest as found, where the folder was complete
 
@@ -163,7 +181,7 @@ class _Writer:
         with FolderLock(self.folder):
             self._claim()
             with FirstSeen(self.folder / WORK) as seen:
-                self._walk(iter(rows), seen)
+                self._make(self._walk(iter(rows), seen))
             return self._finish()
 
     def _claim(self) -> None:
@@ -199,22 +217,70 @@ class _Writer:
         for name, content in self.job.extras.items():
             write_atomic(self.folder / name, content)
 
-    def _walk(self, rows: Iterator[Row], seen: FirstSeen) -> None:
+    def _walk(self, rows: Iterator[Row], seen: FirstSeen) -> Iterator[_Pending]:
+        """Yields the shards that are to be made, in order, and takes in the finished ones on the way."""
         start = 0
         for number in itertools.count():
             name = shard_name(number)
             known = self._known(name, start)
-            count = known[0].end - start if known else self.job.shard_size
-            batch = list(itertools.islice(rows, count))
+            end = known[0].end if known else start + self.job.shard_size
+            batch = list(itertools.islice(rows, end - start))
             if known:
                 self._recognise(known[0], batch, seen)
+                self.found[start] = _entry(*known)
             elif batch:
-                known = self._make(name, start, batch, seen)
+                end = start + len(batch)
+                documents, rejected = sift_rows(batch, start, seen)
+                source = digest_rows(batch)
+                del batch  # the documents hold all that is still needed
+                yield _Pending(name, start, end, documents, rejected, source)
             else:
                 return self._refuse_shrunk(number, start)
-            shard, digest = known
-            self.entries.append(_entry(shard, digest))
-            start = shard.end
+            start = end
+
+    def _make(self, shards: Iterator[_Pending]) -> None:
+        """Makes the shards, as many at once as the engine takes, and publishes each when it comes back."""
+        numbers, waiting = self.job.numbers, dict[str, _Pending]()
+
+        def jobs() -> Iterator[Job]:
+            assert numbers is not None
+            for shard in self._begun(shards):
+                numbers.check_room(self.folder, map(_size, [*waiting.values(), shard]))
+                if shard.documents:
+                    waiting[shard.name] = shard
+                    yield Job(shard.name, shard.documents)
+                else:
+                    self._publish(shard, numbers.nothing())
+
+        if numbers is None:
+            for shard in self._begun(shards):
+                self._publish(shard)
+        else:
+            for name, found in numbers.engine.encode(jobs(), self._count):
+                self._publish(waiting.pop(name), found)
+            assert not waiting, f"the engine gave no numbers for {', '.join(waiting)}"
+
+    def _begun(self, shards: Iterator[_Pending]) -> Iterator[_Pending]:
+        for shard in shards:
+            if self.complete:
+                self._open()
+            # Where documents are encoded, the engine counts them as it goes.
+            self._count(len(shard.rejected) if self.job.numbers else shard.end - shard.start)
+            yield shard
+
+    def _count(self, rows: int) -> None:
+        if self.job.progress:
+            self.job.progress.advance(rows)
+
+    def _publish(self, pending: _Pending, found: Found | None = None) -> None:
+        name, start, end, documents, rejected, source = pending
+        files: dict[str, FileRecord] = {}
+        if self.job.numbers and found is not None:
+            files |= self.job.numbers.write(self.folder, name, documents, found)
+        files |= write_document_files(self.folder, name, documents)
+        shard = Shard(name, start, end, len(documents), source, rejected, files)
+        self.found[start] = _entry(shard, write_sidecar(self.folder, shard))
+        self.made += 1
 
     def _known(self, name: str, start: int) -> tuple[Shard, str] | None:
         """Returns a finished shard and the digest of its sidecar, or None where it is still to be made."""
@@ -238,27 +304,17 @@ class _Writer:
         places = [place_of(row) for number, row in enumerate(batch, shard.start + 1) if number not in rejected]
         seen.add_all(list(zip(read_ids(self.folder, shard), places, strict=True)))
         if self.job.progress:
-            self.job.progress.start_at(shard.end)
-
-    def _make(self, name: str, start: int, batch: Sequence[Row], seen: FirstSeen) -> tuple[Shard, str]:
-        if self.complete:
-            self._open()
-        documents, rejected = sift_rows(batch, start, seen)
-        if self.job.progress:
-            # Where documents are encoded, `encode` counts them as it goes.
-            self.job.progress.advance(len(rejected) if self.job.numbers else len(batch))
-        files: dict[str, FileRecord] = {}
-        if self.job.numbers:
-            files |= self.job.numbers.write(self.folder, name, documents)
-        files |= write_document_files(self.folder, name, documents)
-        shard = Shard(name, start, start + len(batch), len(documents), digest_rows(batch), rejected, files)
-        self.made += 1
-        return shard, write_sidecar(self.folder, shard)
+            self.job.progress.skip(shard.end - shard.start)
 
     def _refuse_shrunk(self, number: int, rows: int) -> None:
         behind = sorted(path.name for path in self.folder.glob("shard-*.json") if path.stem >= shard_name(number))
         if behind:
             raise _changed(self.folder, f"it ends after {rows:,} rows, and {behind[0]} holds later ones")
+
+    @cached_property
+    def entries(self) -> list[dict[str, Any]]:
+        """The manifest's entries, in the order of the shards; asked for when all are there."""
+        return [self.found[start] for start in sorted(self.found)]
 
     def _finish(self) -> VectorsSummary:
         summary = VectorsSummary(
@@ -312,6 +368,10 @@ class _Writer:
             for path in sorted(self.folder.glob("shard-*"), key=lambda path: path.suffix != ".json"):
                 if path.name.partition(".")[0] not in kept:
                     path.unlink()
+
+
+def _size(shard: _Pending) -> int:
+    return len(shard.documents)
 
 
 def _entry(shard: Shard, digest: str) -> dict[str, Any]:

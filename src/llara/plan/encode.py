@@ -12,7 +12,7 @@ import numpy as np
 from llara.batching import budget_batches
 from llara.config import EncodeConfig
 from llara.encoding.arrays import npy_bytes
-from llara.encoding.encode import encoder, open_cutter
+from llara.encoding.encoder import DocumentEncoder, open_cutter
 from llara.hardware import parse_fleet
 from llara.loading import device_of, load_model, pick_dtype
 from llara.model import TOKEN_BUDGET, EmbeddingModel
@@ -115,7 +115,7 @@ def estimate(config: PlanEncodeConfig, started: float) -> Estimate:
     if not reason:
         note(f"calibrating: about {config.calibrate:g} s of encoding passages of the corpus")
         held = held_memory(model.device)
-        speed = _encode_a_little(config, model, work, length)
+        speed = _encode_a_little(config, model, work)
         seconds = _seconds(work, stored, speed, started)
         forward = speed.memory - held
         shard = round(min(config.shard_size, found.rows) * len(texts) / good)
@@ -187,9 +187,10 @@ def _lengths(model: EmbeddingModel, texts: Sequence[Document], length: int) -> l
     return [len(row) for row in rows]
 
 
-def _encode_a_little(config: PlanEncodeConfig, model: EmbeddingModel, work: _Work, length: int) -> _Speed:
+def _encode_a_little(config: PlanEncodeConfig, model: EmbeddingModel, work: _Work) -> _Speed:
     """Encodes a few passages, then as many as there is time for; a random part of the sample, in one call."""
-    encoded = encoder(Retriever(model), replace(config, long="truncate", overlap=0), length)  # all of these fit
+    # All of these fit.
+    encoded = DocumentEncoder(Retriever(model), replace(config, long="truncate", overlap=0))
     terms = 0.0
 
     def encode(numbers: Sequence[int]) -> float:

@@ -152,8 +152,8 @@ def _approximate(config: PlanIndexConfig, folder: Path, given: _Input) -> _Found
 
     The time of a graph grows with the number times its logarithm; that of lists with the number times the lists.
     """
-    shape = Shape.of(config, given.total, given.dim)
-    count = min(SHARD, given.total)
+    shape = Shape.of(config, given.vectors, given.dim)
+    count = min(SHARD, given.vectors)
     nlist = shape.settings.get("nlist", 1)
     few = min(nlist, max(1, count // TRAIN))
     small = Shape(shape.type, given.dim, {**shape.settings, **({"nlist": few} if "nlist" in shape.settings else {})})
@@ -162,11 +162,11 @@ def _approximate(config: PlanIndexConfig, folder: Path, given: _Input) -> _Found
     forget_peak()
     began = time.perf_counter()
     files, _ = write_faiss(folder, [block], count, "float32", small)
-    taken, scale = time.perf_counter() - began, given.total / count
-    growth = math.log(max(given.total, 2)) / math.log(max(count, 2)) if config.type == "hnsw" else nlist / few
+    taken, scale = time.perf_counter() - began, given.vectors / count
+    growth = math.log(max(given.vectors, 2)) / math.log(max(count, 2)) if config.type == "hnsw" else nlist / few
     ids, names = _ids(folder, given)
     size = config.part_size or max(1, MEMORY // shape.bytes_per_vector)
-    held = max(peak_memory() - base, min(given.total, size) * shape.bytes_per_vector)
+    held = max(peak_memory() - base, min(given.vectors, size) * shape.bytes_per_vector)
     written = sum(record.bytes for record in files.values())
     return _Found(
         {"build": taken * scale * growth, "ids": ids},

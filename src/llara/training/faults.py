@@ -1,9 +1,6 @@
 """What stops a run: a loss or gradient that is no number, and memory that runs out; said so that a user can mend it."""
 
-import re
 from collections.abc import Sequence
-
-import torch
 
 from llara.config import TrainConfig
 
@@ -19,14 +16,6 @@ def not_finite(what: str, step: int, documents: Sequence[str], checkpoint: str |
         f"the {what} at step {step}; nothing was updated with it, and {left}. "
         f"Lower --learning-rate, or look at the documents of that step: {named}{more}"
     )
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tells whether an error says that memory has run out, on a GPU or, in torch's own words, on the CPU."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    said = r"not enough memory|can't allocate memory|out of memory"
-    return isinstance(error, RuntimeError) and re.search(said, str(error), re.IGNORECASE) is not None
 
 
 def out_of_memory(config: TrainConfig, step: int, error: BaseException) -> str:

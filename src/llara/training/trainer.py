@@ -18,11 +18,11 @@ from transformers import PrinterCallback, ProgressCallback, set_seed
 
 from llara.config import TrainConfig
 from llara.errors import ConfigError, LlaraError
-from llara.hardware import keep_freed_memory
+from llara.hardware import is_out_of_memory, keep_freed_memory
 from llara.progress import note
 from llara.training import checkpoint
 from llara.training.arguments import mixed_precision, shards, training_arguments
-from llara.training.faults import is_out_of_memory, not_finite, out_of_memory
+from llara.training.faults import not_finite, out_of_memory
 from llara.training.layers import prepare_layers, release_layers
 from llara.training.parallel import Ranks, unreached
 from llara.training.prefetch import Prefetch
