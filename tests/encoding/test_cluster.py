@@ -99,9 +99,9 @@ def test_an_address_at_which_nothing_listens_is_an_error_before_any_work(
     assert not (tmp_path / "vectors").exists()
 
 
-@pytest.mark.parametrize("address", ["nonsense", "host:", ":6379", "host:port", "ray://host", "host:99999"])
+@pytest.mark.parametrize("address", ["nonsense", "host:", ":6379", "host:port", "ray://host:10001", "host:99999"])
 def test_what_is_no_address_is_named(address: str) -> None:
-    assert "is neither HOST:PORT nor ray://HOST:PORT nor auto" in refused(address)
+    assert "is neither HOST:PORT nor auto" in refused(address)
 
 
 def test_what_listens_and_is_no_ray_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

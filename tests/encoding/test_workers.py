@@ -217,6 +217,7 @@ def test_one_process_per_gpu_is_the_default(monkeypatch: pytest.MonkeyPatch) -> 
     assert isinstance(choose_engine(config(workers=1)), Local)
     assert isinstance(choose_engine(config(device="cuda:1")), Local)
     assert isinstance(choose_engine(config(device="cpu")), Local)
+    assert isinstance(choose_engine(config(dtype="int8")), Local), "which the CPU alone runs"
     on_cpu = choose_engine(config(device="cpu", workers=2))
     assert isinstance(on_cpu, Processes) and [place.gpu for place in on_cpu._places] == [None, None]
     monkeypatch.setattr(engines, "visible_gpus", list)
