@@ -1,4 +1,5 @@
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +216,20 @@ def test_another_index_under_the_name_is_an_error(tmp_path: Path) -> None:
         FaissIndex(tmp_path / "a", Manifest(**{**vars(manifest), "type": "rabitq"}))
     (tmp_path / "a" / FILE).write_bytes(b"IwPQ" + bytes(100))
     with pytest.raises(StorageError, match="is damaged, FAISS cannot read it"):
+        FaissIndex(tmp_path / "a", replace(manifest, type="hnsw"))
+    with pytest.raises(StorageError, match="is damaged: has 104 bytes"):
         FaissIndex(tmp_path / "a", manifest)
+
+
+@pytest.mark.parametrize("kind", ["ivfpq", "rabitq"])
+def test_codes_with_a_changed_bit_are_never_opened(kind: str, tmp_path: Path) -> None:
+    """FAISS takes sizes and ids from them as they are, and so gigabytes, or documents that are none."""
+    make_faiss(tmp_path, clustered(COUNT), IDS, kind)
+    good = (tmp_path / FILE).read_bytes()
+    for place in (10, len(good) // 2, len(good) - 5):
+        (tmp_path / FILE).write_bytes(good[:place] + bytes([good[place] ^ 64]) + good[place + 1 :])
+        with pytest.raises(StorageError, match="is damaged: its SHA-256"):
+            open_index(tmp_path)
 
 
 def small_index() -> Any:

@@ -20,7 +20,7 @@ from llara.config import IndexConfig
 from llara.encoding.arrays import Array, open_array, write_chunks_of
 from llara.encoding.manifest import find_model
 from llara.errors import ConfigError, StorageError
-from llara.files import TEMPORARY, FileRecord
+from llara.files import TEMPORARY, FileRecord, check_file
 from llara.index.base import Allowed, Asks, Floats, Ids, Manifest, Positions, StoredIds, TopK, best_first, best_rows
 from llara.index.flat import FILE, check_queries, exact_scores, selector
 from llara.index.written import write_index
@@ -364,9 +364,13 @@ def _inner(index: Any) -> tuple[Any, Any]:
 def _open(path: Path, manifest: Manifest) -> Any:
     import faiss
 
+    if manifest.type != "hnsw":
+        # FAISS believes the sizes and ids in these files, and looks at those of a graph: one changed bit makes it ask
+        # for gigabytes, or find documents that are none. The codes are small, and read in a moment.
+        check_file(path, manifest.files[FILE], full=True)
     try:
         index = faiss.read_index(os.fspath(path), faiss.IO_FLAG_MMAP_IFC)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         raise StorageError(path, f"is damaged, FAISS cannot read it: {error}; rebuild the index") from error
     found = type(_inner(index)[0]).__name__
     sound = found in _KINDS[manifest.type] and index.metric_type == faiss.METRIC_INNER_PRODUCT
