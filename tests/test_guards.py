@@ -30,6 +30,7 @@ LAYERS = (
         "masks",
         "losses",
         "pooling",
+        "publishing",
         "model",
         "lexical",
         "projection",

@@ -7,24 +7,21 @@ nor position ids are needed, and sliding windows and ALiBi work as the model's o
 by a mask which tokens are real; its position ids, too, are then those of the row alone.
 """
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor
 
 from llara import contract as contracts
 from llara.batching import Indices, budget_batches
 from llara.contract import Contract
-from llara.errors import ConfigError, ModelError, StorageError
-from llara.files import disk_errors, free_bytes, publish_folder, temporary_path, write_json_atomic
+from llara.errors import ConfigError, ModelError
 from llara.pooling import POOLS, real_tokens
+from llara.publishing import publish_model
 from llara.templates import BoundTemplate, SideName, missing_tokens
 
 OnBatch = Callable[[int], None]
@@ -78,6 +75,7 @@ class EmbeddingModel:
         self.lm, self.tokenizer, self.contract = lm, tokenizer, contract
         self._fingerprint, self.name = fingerprint, name
         self.has_head = True
+        self._bound: tuple[tuple[Any, ...], BoundTemplate] | None = None
         self.new_tokens: list[int] = []
         self.runner: Runner | None = None
         self.dtype = str(next(lm.parameters()).dtype).removeprefix("torch.")
@@ -111,10 +109,10 @@ class EmbeddingModel:
         """A linear map from the pooled state to the vector, None where there is none; some encoders (GTR) have one."""
         return getattr(self.lm, PROJECTION, None)
 
-    @property
+    @cached_property
     def positions(self) -> int | None:
         """The longest row that the model has positions for, None where it names no limit."""
-        return positions_of(self.lm)
+        return positions_of(self.lm)  # goes through all modules
 
     @property
     def window(self) -> int | None:
@@ -128,8 +126,14 @@ class EmbeddingModel:
         return pad_id_of(self.tokenizer)
 
     def bind(self) -> BoundTemplate:
-        """Returns the contract's template in this tokenizer's ids."""
-        return BoundTemplate(self.contract.template, self.tokenizer, bos=self.contract.bos)
+        """Returns the contract's template in this tokenizer's ids.
+
+        It is remembered: looking for its tokens in a large vocabulary takes longer than a short query.
+        """
+        of = (self.contract.template, self.contract.bos, self.tokenizer, len(self.tokenizer))
+        if self._bound is None or self._bound[0] != of:
+            self._bound = (of, BoundTemplate(self.contract.template, self.tokenizer, bos=self.contract.bos))
+        return self._bound[1]
 
     def trunk(self, **inputs: Any) -> Tensor:
         """Returns the last hidden states after the final norm, [B, W, D]; `inputs` are those of the model's forward."""
@@ -223,7 +227,7 @@ class EmbeddingModel:
         Args:
             states: [B, W, hidden size].
             ends: int64 [B], one past the last token, which in a decoder's row is the last slot.
-            counts: Slots per row, B of them.
+            counts: Slots per row.
         """
         vectors = POOLS[self.contract.pooling](states, ends, counts)
         if self.projection is not None:
@@ -242,11 +246,7 @@ class EmbeddingModel:
         return self.encode_rows(self.tokenise(texts, side, max_length), side, token_budget, on_batch)
 
     def tokenise(self, texts: Sequence[str], side: SideName, max_length: int | None = None) -> list[list[int]]:
-        """Returns each text's token ids within the template, as `encode_rows` takes them; another thread may do it.
-
-        Raises:
-            ConfigError: `max_length` is more than the model has positions for, or leaves no room for text.
-        """
+        """Returns what `encode_rows` takes, in whatever thread; ConfigError where `max_length` does not do."""
         length = max_length or self.contract.length(side)
         self.check_length(length, f"a {side} length")
         return self.bind().encode(texts, side, length)
@@ -263,11 +263,7 @@ class EmbeddingModel:
         return vectors.float().cpu()
 
     def check_length(self, length: int, what: str) -> None:
-        """Refuses rows that are longer than the model has positions for.
-
-        Raises:
-            ConfigError: They are.
-        """
+        """Raises ConfigError for rows that are longer than the model has positions for."""
         if self.positions is not None and length > self.positions:
             raise ConfigError(f"{what} of {length} tokens is more than the {self.positions} positions of {self.name}")
 
@@ -372,35 +368,3 @@ def pad_rows(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -
     for number, row in enumerate(rows):
         ids[number, : len(row)] = torch.tensor(row)
     return ids.to(device), lengths.to(device)
-
-
-def publish_model(
-    lm: Any, tokenizer: Any, folder: Path, extra_files: Mapping[str, str], record: Callable[[Path], dict[str, Any]]
-) -> None:
-    """Publishes a model folder in one rename; `record` gives the content of `llara.json` for the files in a folder."""
-    staged = temporary_path(folder)  # not tempfile's: its folders cannot be read by others
-    staged.mkdir(parents=True)
-    with write_errors(folder):
-        lm.save_pretrained(staged, safe_serialization=True)
-    tokenizer.save_pretrained(staged)
-    for name, content in extra_files.items():
-        (staged / name).write_text(content, encoding="utf-8")
-    write_json_atomic(staged / contracts.FILE_NAME, record(staged))
-    publish_folder(staged, folder)
-
-
-@contextmanager
-def write_errors(path: Path) -> Iterator[None]:
-    """Turns what safetensors and torch raise when they cannot write into a `StorageError`: neither is an OSError.
-
-    Both check what they wrote, so unlike FAISS or numpy they leave no short file unnoticed.
-    """
-    try:
-        with disk_errors(path):
-            yield
-    except (SafetensorError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not re.search("PytorchStreamWriter|inline_container|write", str(error)):
-            raise
-        reason = str(error).strip().partition("\n")[0]
-        free = free_bytes(path.parent)
-        raise StorageError(path, f"cannot be written ({reason}); {free:,} bytes are free") from error

@@ -29,9 +29,10 @@ from llara.errors import ConfigError, ModelError
 from llara.files import sha256_file
 from llara.int8 import is_int8, quantize_linears
 from llara.loading import first_line, load_tokenizer, read_weights, resolve
-from llara.model import TOKEN_BUDGET, TOLERANCE, OnBatch, pad_id_of, pad_rows, positions_of, publish_model
+from llara.model import TOKEN_BUDGET, TOLERANCE, OnBatch, pad_id_of, pad_rows, positions_of
 from llara.pairs import PairContract, PairEncoder, load_pair_template
 from llara.progress import note
+from llara.publishing import publish_model
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 HEAD = "score"  # what transformers calls the head of a decoder for sequence classification

@@ -11,6 +11,7 @@ import numpy as np
 from llara.config import ModelConfig
 from llara.data import read_rows
 from llara.encoding.shards import VectorsSummary, write_vectors
+from llara.lexical import Tokens
 from llara.records import Document
 from llara.terms import Terms
 
@@ -88,17 +89,19 @@ class FakeRetriever:
 
     def tokenise_passages(
         self, texts: Sequence[str], titles: Sequence[str], max_length: int | None, with_terms: bool
-    ) -> Any:
-        from llara.lexical import Tokens  # imports torch, which most that is here needs not
-
+    ) -> Tokens:
         assert not with_terms
         self.length = max_length
         return Tokens([[len(text), len(title), 0, 1] for text, title in zip(texts, titles, strict=True)])
 
-    def embed_passages(self, tokens: Any, token_budget: int, on_batch: Callable[[int], None]) -> np.ndarray[Any, Any]:
+    def embed_passages(
+        self, tokens: Tokens, token_budget: int, on_batch: Callable[[int], None]
+    ) -> np.ndarray[Any, Any]:
         self.calls.append((len(tokens.rows), token_budget, self.length))
         on_batch(len(tokens.rows))
-        return np.array(tokens.rows, np.float32)
+        vectors = np.zeros((len(tokens.rows), self.dim), np.float32)
+        vectors[:, :4] = tokens.rows
+        return vectors
 
 
 def run_sparse(corpus: Path, output: Path, shard_size: int = 10, **changes: Any) -> VectorsSummary:

@@ -2,7 +2,6 @@
 
 import socket
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -85,28 +84,24 @@ def refused(address: str) -> str:
     return str(caught.value)
 
 
-def test_an_address_at_which_nothing_listens_is_an_error_within_seconds(
+def test_an_address_at_which_nothing_listens_is_an_error_before_any_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     corpus = write_corpus(tmp_path / "corpus.jsonl", corpus_lines(3))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    began = time.monotonic()
     flags = ["--engine", "ray", "--address", address, "--output", str(tmp_path / "vectors")]
     assert main(["encode", "--model", "mini", "--corpus", str(corpus), *flags]) == 2
-    assert time.monotonic() - began < 30
     said = capsys.readouterr().err
-    assert (
-        said.startswith(f"error: --address {address}: nothing answers there (Connection refused)") and said[-1] == "\n"
-    )
+    assert said.startswith(f"error: --address {address}: nothing answers there (Connection refused)")
     assert said.count("\n") == 1
     assert not (tmp_path / "vectors").exists()
 
 
-@pytest.mark.parametrize("address", ["nonsense", "host:", ":6379", "host:port", "ray://host", "host:99999"])
+@pytest.mark.parametrize("address", ["nonsense", "host:", ":6379", "host:port", "ray://host:10001", "host:99999"])
 def test_what_is_no_address_is_named(address: str) -> None:
-    assert "is neither HOST:PORT nor ray://HOST:PORT nor auto" in refused(address)
+    assert "is neither HOST:PORT nor auto" in refused(address)
 
 
 def test_what_listens_and_is_no_ray_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -170,7 +170,14 @@ def test_a_plan_of_encode_says_what_encode_then_leaves(base: Path, corpus: Path,
     assert "1 of 41 rows are bad and would be left out" in found.notes
     assert found.seconds is not None and list(found.seconds) == ["start", "read", "encode", "store"]
     assert found.memory is not None and found.fleet is not None
-    assert "one run uses one GPU" in found.fleet.advice[-1]
+    assert "one worker per GPU" in found.fleet.advice[-1]
+    assert "reading and storing is one process's work, however many encode: about " in found.notes[-1]
+    both = plan_encode(PlanEncodeConfig(**values, calibrate=SHORT, workers=2))
+    assert both.memory is not None and found.memory < both.memory < 3 * found.memory
+    assert any(note.startswith("2 workers: time is that of one process") for note in both.notes)
+    on_ray = plan_encode(PlanEncodeConfig(**values, calibrate=SHORT, engine="ray", address="head:6379"))
+    assert any("and not of the cluster" in note for note in on_ray.notes)
+    assert on_ray.next_command.endswith("--engine ray --address head:6379")
 
 
 def test_a_plan_of_encode_counts_sparse_vectors(base: Path, shapes: Path, corpus: Path, tmp_path: Path) -> None:

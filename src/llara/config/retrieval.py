@@ -50,7 +50,8 @@ class EncodeConfig(ModelConfig):
     worker_gpus: float | None = None
     """With --engine ray: GPUs per worker; default: 1 where the cluster has any and --device allows it."""
     address: str | None = None
-    """With --engine ray: the cluster's HOST:PORT, ray://HOST:PORT, or auto for the one that this machine belongs to."""
+    """With --engine ray: HOST:PORT of the cluster's head, or auto: the cluster that this machine is a node of, which it
+    must be in either case."""
 
     def problems(self) -> list[str]:
         """See `JobConfig.problems`."""
@@ -65,16 +66,21 @@ class EncodeConfig(ModelConfig):
             *self._worker_problems(),
         ]
 
+    @property
+    def may_use_gpus(self) -> bool:
+        """Whether workers may run on whatever GPUs there are."""
+        return self.device in ("auto", "cuda") and self.backend == "torch" and self.dtype != "int8"
+
     def _worker_problems(self) -> list[str]:
         problems = [*self._at_least(1, "workers", "worker_threads"), *self._at_least(0, "worker_gpus")]
         problems += self._only_with(self.engine == "ray", "--engine ray", "address", "worker_gpus")
         if self.engine == "ray" and not self.address:
-            problems.append("--address: is required with --engine ray (HOST:PORT, ray://HOST:PORT, or auto)")
+            problems.append("--address: is required with --engine ray (HOST:PORT, or auto)")
         several = self.engine == "ray" or (self.workers or 1) > 1
         if several and self.device not in ("auto", "cpu", "cuda"):
             problems.append(f"--device: {self.device} is one device; several workers take auto, cpu or cuda")
-        if self.worker_gpus and self.device == "cpu":
-            problems.append("--worker-gpus: goes with --device auto or cuda")
+        if self.worker_gpus and not self.may_use_gpus:
+            problems.append("--worker-gpus: goes with --device auto or cuda, and weights that a GPU runs")
         if self.worker_gpus and self.worker_gpus > 1 and self.worker_gpus != int(self.worker_gpus):
             problems.append(f"--worker-gpus: above 1 it must be a whole number, got {self.worker_gpus:g}")
         return problems

@@ -1,8 +1,8 @@
 """Encodes on an existing Ray cluster: one actor per GPU or group of cores, which gets shards and gives back numbers.
 
-Actors, and not `ray.data`: a Dataset reads its rows on the workers, from files that all of them see, while here the
-driver must read them, for only it knows which ids are repeated and what is finished. Ray Data also starts a lost task
-again without end, so that a document that kills its worker would never be named, and what CHANGELOG.md says.
+Actors, and not `ray.data`: a Dataset reads its rows on the workers, from files that all of them see, or has all of them
+before it starts, while here the driver reads them as it goes, for only it knows which ids are repeated and what is
+finished. And Ray Data starts a lost task again without end, so that a document that kills its worker is never named.
 
 The driver's machine holds the folder and publishes; a node needs llara with the extra `ray`, and the model under the
 name that the driver was given.
@@ -17,6 +17,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator
+from dataclasses import replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
@@ -64,6 +65,8 @@ class Actor:
         """Loads the model."""
         try:
             set_quiet(True)  # the driver does not show what nodes print
+            if self._config.offline:  # as the command line does it, before anything reads them
+                os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
             self._kept.enter_context(keep_freed_memory())
             self._encoder = self._open()
             return _Opened(self._encoder.facts, __version__, platform.node())
@@ -129,7 +132,9 @@ class Cluster(Pool):
         options = {"num_cpus": self._needs["CPU"], "num_gpus": self._needs["GPU"], "max_concurrency": AHEAD}
         # No restarts by Ray: which shards a lost worker had, and how often they were lost, is told by the desk.
         options |= {"max_restarts": 0, "max_task_retries": 0}
-        actor = self._ray.remote(self.actor).options(**options).remote(self._config, int(self._needs["CPU"]))
+        # Who is given no GPU takes none, also where a node shows all of its own.
+        config = self._config if self._needs["GPU"] else replace(self._config, device="cpu")
+        actor = self._ray.remote(self.actor).options(**options).remote(config, int(self._needs["CPU"]))
         self._actors[self._started] = actor
         self._waiting[actor.open.remote()] = (self._started, None)
         self._started += 1
@@ -213,9 +218,9 @@ def _knock(address: str) -> None:
     """Finds out quickly where nothing listens; `auto` is an address that only Ray knows."""
     if address == "auto":
         return
-    host, separator, port = address.removeprefix("ray://").rpartition(":")
-    if not separator or not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise _unreachable(address, "is neither HOST:PORT nor ray://HOST:PORT nor auto")
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise _unreachable(address, "is neither HOST:PORT nor auto")
     try:
         socket.create_connection((host, int(port)), ANSWERS_WITHIN).close()
     except OSError as error:
@@ -223,7 +228,7 @@ def _knock(address: str) -> None:
 
 
 def _unreachable(address: str, reason: str) -> WorkerError:
-    advice = "the cluster's head prints its address when it starts (ray start --head), and its port is usually 6379"
+    advice = "give HOST:6379 of the head (or the port that ray start --head was given), on a machine that is a node"
     return WorkerError(f"--address {address}: {reason}; {advice}")
 
 
@@ -231,7 +236,7 @@ def _needs(ray: ModuleType, config: EncodeConfig) -> dict[str, float]:
     """Returns what a worker takes of a node."""
     gpus = config.worker_gpus
     if gpus is None:
-        gpus = 1.0 if config.device != "cpu" and ray.cluster_resources().get("GPU") else 0.0
+        gpus = 1.0 if config.may_use_gpus and ray.cluster_resources().get("GPU") else 0.0
     return {"CPU": float(config.worker_threads or 1), "GPU": gpus}
 
 

@@ -40,7 +40,7 @@ def choose_engine(config: EncodeConfig) -> OpenEngine:
         from llara.encoding.cluster import Cluster
 
         return Cluster(config)
-    gpus = visible_gpus() if config.device in ("auto", "cuda") and config.workers != 1 else []
+    gpus = visible_gpus() if config.may_use_gpus and config.workers != 1 else []
     count = config.workers or max(len(gpus), 1)
     if count == 1:
         return Local(config)

@@ -13,6 +13,7 @@ from llara.batching import budget_batches
 from llara.config import EncodeConfig
 from llara.encoding.arrays import npy_bytes
 from llara.encoding.encoder import DocumentEncoder, open_cutter
+from llara.encoding.engine import AHEAD
 from llara.hardware import parse_fleet
 from llara.loading import device_of, load_model, pick_dtype
 from llara.model import TOKEN_BUDGET, EmbeddingModel
@@ -28,7 +29,7 @@ from llara.plan.measure import (
     peak_memory,
     scratch,
 )
-from llara.plan.report import NOTHING, Estimate, FleetEstimate, size
+from llara.plan.report import NOTHING, Estimate, FleetEstimate, duration, size
 from llara.progress import hushed, note
 from llara.records import Document
 from llara.retriever import Retriever
@@ -118,8 +119,8 @@ def estimate(config: PlanEncodeConfig, started: float) -> Estimate:
         speed = _encode_a_little(config, model, work)
         seconds = _seconds(work, stored, speed, started)
         forward = speed.memory - held
-        shard = round(min(config.shard_size, found.rows) * len(texts) / good)
-        memory = _at_most(before + forward, per_passage, shard, model)
+        held_at_once = round(min(AHEAD * config.shard_size, found.rows) * len(texts) / good)
+        memory = _workers(config, model) * _at_most(before + forward, per_passage, held_at_once, model)
     disk = {
         "vectors": npy_bytes(np.dtype(config.vector_dtype), (work.rows, model.dim)),
         "documents and ids": round(stored.bytes_per_row * found.rows),
@@ -143,7 +144,7 @@ def estimate(config: PlanEncodeConfig, started: float) -> Estimate:
         disk_after=sum(disk.values()) - disk["table of ids"],
         disk_free=free_disk(config.output),
         fleet=_fleet(config, outline, work) if config.fleet else None,
-        notes=_notes(work, speed, reason, config.sparse),
+        notes=(*_notes(work, speed, reason, config.sparse), *_worker_notes(config, work, stored)),
         next_command=command_line("encode", EncodeConfig, config),
     )
 
@@ -189,8 +190,7 @@ def _lengths(model: EmbeddingModel, texts: Sequence[Document], length: int) -> l
 
 def _encode_a_little(config: PlanEncodeConfig, model: EmbeddingModel, work: _Work) -> _Speed:
     """Encodes a few passages, then as many as there is time for; a random part of the sample, in one call."""
-    # All of these fit.
-    encoded = DocumentEncoder(Retriever(model), replace(config, long="truncate", overlap=0))
+    encoded = DocumentEncoder(Retriever(model), replace(config, long="truncate", overlap=0))  # all of these fit
     terms = 0.0
 
     def encode(numbers: Sequence[int]) -> float:
@@ -223,7 +223,7 @@ def _seconds(work: _Work, stored: Stored, speed: _Speed, started: float) -> dict
 
 
 def _at_most(base: int, per_passage: float, passages: int, model: EmbeddingModel) -> int:
-    """Returns the most that is held: all passages of a shard are tokenised at once, and then encoded."""
+    """Returns the most that a process holds: passages of one shard are tokenised while another's are encoded."""
     vectors = 2 * 4 * model.dim * passages if model.device.type == "cuda" else 0
     return round(base + per_passage * passages + vectors)
 
@@ -250,5 +250,23 @@ def _notes(work: _Work, speed: _Speed | None, reason: str, sparse: bool) -> tupl
     return (
         *notes,
         f"time: {speed.passages:,} passages of the sample were encoded, and the whole sample stored",
-        "memory: the process with its model, and what the passages of one shard take beside it",
+        "memory: the process with its model, and what the passages of two shards take beside it",
     )
+
+
+def _workers(config: PlanEncodeConfig, model: EmbeddingModel) -> int:
+    """Returns how many processes share this machine's memory; each GPU has its own."""
+    return (config.workers or 1) if config.engine == "local" and model.device.type == "cpu" else 1
+
+
+def _worker_notes(config: PlanEncodeConfig, work: _Work, stored: Stored) -> list[str]:
+    notes = []
+    if config.engine == "local" and (config.workers or 1) > 1:
+        told = "time is that of one process on all cores, or on one GPU; memory on a CPU is that of all"
+        notes.append(f"{config.workers} workers: {told}")
+    if config.engine == "ray":
+        notes.append("time and memory here are those of one process on this machine, and not of the cluster")
+    if config.engine == "ray" or config.fleet or (config.workers or 1) > 1:
+        alone = 2 * work.found.read_seconds + stored.seconds(work.found.rows, work.shards)
+        notes.append(f"reading and storing is one process's work, however many encode: about {duration(alone)}")
+    return notes

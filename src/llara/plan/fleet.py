@@ -137,7 +137,7 @@ def estimate_encoding(config: ModelConfig, model: EmbeddingModel, fleet: Fleet, 
     if sum(memory.values()) > fleet.memory:
         advice.append("lower --token-budget, or take GPUs with more memory: encoding holds the whole model on each")
     if fleet.number > 1:
-        advice.append(f"one run uses one GPU: this is the time of {fleet.number} runs, each over a part of the corpus")
+        advice.append("one worker per GPU: of one machine by default, of several with --engine ray --address HOST:PORT")
     return _estimate(config, fleet, load.cells * operations, memory, half, advice)
 
 

@@ -9,7 +9,7 @@ from transformers import Trainer
 
 from llara.config import TrainConfig
 from llara.errors import StorageError
-from llara.model import write_errors
+from llara.publishing import write_errors
 from llara.training import checkpoint
 from llara.training.parallel import Ranks
 from llara.training.sharding import is_sharded, open_methods, optimizer_state, put_optimizer_state

@@ -14,8 +14,8 @@ from torch import nn
 from transformers import TrainerCallback
 
 from llara.files import TEMPORARY, publish_folder, read_json
-from llara.model import write_errors
 from llara.progress import note
+from llara.publishing import write_errors
 from llara.training.checkpoint import list_checkpoints, load_weights, save_weights
 from llara.training.dev import CRITERION
 from llara.training.watch import VOLATILE
