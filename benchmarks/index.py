@@ -1,6 +1,6 @@
 """How fast and how well indexes of vectors are searched: flat beside raw FAISS, approximate types beside flat.
 
-    python benchmarks/index.py --folder DIR [--parts vectors flat curves disk report] [--threads 2] [--clock cpu]
+    python benchmarks/index.py [--folder DIR] [--parts vectors flat curves disk report] [--threads 2] [--clock cpu]
 
 vectors   encodes 20,000 passages and 2,000 queries with `mini` and extends them with noise to 1M x 256 and 10M x 256
           (see common/real_vectors.py)
@@ -9,18 +9,20 @@ curves    recall@10 against queries per second of each approximate type over the
 disk      10M vectors searched from disk by a process whose control group may hold 1.5 GB, page cache included
 report    draws the curves and prints all figures
 
-Each part keeps its figures in DIR, and its files, of which a later run uses what is there: needs about 22 GB of disk
-and 4 GB of memory. On a machine that stays busy, `--threads 1 --clock cpu` counts processor time. The last line is one
-JSON object.
+Each part keeps its figures in DIR, and its files, of which a later run uses what is there. All parts need about 22 GB
+of disk and 4 GB of memory. On a machine that stays busy, `--threads 1 --clock cpu` counts processor time. The last line
+is one JSON object.
 """
 
 import argparse
+import contextlib
 import json
 import math
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,7 +41,6 @@ from llara.index.opening import open_index
 
 PARTS = ("vectors", "flat", "curves", "disk", "report")
 REAL, QUERIES = 20_000, 2_000
-MILLION = 1_000_000
 TOP_K = 10
 LIMIT = 1_500_000_000
 ASKED_FROM_DISK = 500
@@ -100,14 +101,14 @@ def recall(found: Array, truth: Array) -> float:
 
 
 def part_vectors(options: argparse.Namespace) -> None:
-    open_vectors(options, MILLION, "float32")
-    open_vectors(options, 10 * MILLION, "float16")
+    open_vectors(options, options.vectors, "float32")
+    open_vectors(options, options.disk_vectors, "float16")
 
 
 def part_flat(options: argparse.Namespace) -> None:
     import faiss
 
-    vectors, queries = open_vectors(options, MILLION, "float32")
+    vectors, queries = open_vectors(options, options.vectors, "float32")
     folder = make(options.folder / "flat", "flat", vectors)
     ours = open_index(folder)
     raw = faiss.read_index(str(folder / FILE), faiss.IO_FLAG_MMAP_IFC)
@@ -124,7 +125,7 @@ def part_flat(options: argparse.Namespace) -> None:
 
 
 def part_curves(options: argparse.Namespace) -> None:
-    vectors, queries = open_vectors(options, MILLION, "float32")
+    vectors, queries = open_vectors(options, options.vectors, "float32")
     flat = open_index(make(options.folder / "flat", "flat", vectors))
     truth = flat.search(queries, TOP_K).positions
     curves: dict[str, Any] = load(options, "curves").get("curves", {})
@@ -166,7 +167,7 @@ def part_curves(options: argparse.Namespace) -> None:
 
 
 def part_disk(options: argparse.Namespace) -> None:
-    vectors, queries = open_vectors(options, 10 * MILLION, "float16")
+    vectors, queries = open_vectors(options, options.disk_vectors, "float16")
     folder = make(options.folder / f"disk-{options.disk_type}", options.disk_type, vectors, **DISK)
     queries = queries[:ASKED_FROM_DISK]
     truth = exact(options, vectors, queries)
@@ -259,12 +260,14 @@ def draw(options: argparse.Namespace, curves: dict[str, Any]) -> None:
         points = [(row["recall"], row["queries_per_second"]) for row in curve["points"]]
         axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=f"{name} ({curve['gb_searched']} GB)")
     flat = statistics.median(curve["flat_queries_per_second"] for curve in curves.values())
-    axes.axhline(flat, color="black", linewidth=1, label="flat (1.02 GB), recall 1")
+    axes.axhline(flat, color="black", linewidth=1, label="flat, recall 1")
     axes.axhline(20 * flat, color="grey", linewidth=1, linestyle=":", label="20 times flat")
     axes.axvline(0.97, color="grey", linewidth=1, linestyle="--", label="recall 0.97")
     unit = "processor second" if options.clock == "cpu" else "second"
     axes.set(xlabel="recall@10", ylabel=f"queries per {unit}, {options.threads} thread(s)", yscale="log")
-    axes.set_title("1M vectors of 256: 20,000 of real text by mini, the rest with noise", fontsize=10)
+    axes.set_title(
+        f"{options.vectors:,} vectors of 256: {REAL:,} of real text by mini, the rest with noise", fontsize=10
+    )
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="lower left")
     figure.savefig(options.folder / "index.png", dpi=130)
@@ -283,21 +286,25 @@ def load(options: argparse.Namespace, part: str) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--folder", type=Path, default=None)
     parser.add_argument("--parts", nargs="+", choices=(*PARTS, "child"), default=PARTS)
     parser.add_argument("--types", nargs="+", choices=CURVES, default=list(CURVES))
     parser.add_argument("--disk-type", choices=("ivfpq", "rabitq"), default="rabitq")
+    parser.add_argument("--vectors", type=int, default=1_000_000)
+    parser.add_argument("--disk-vectors", type=int, default=10_000_000)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--batch", type=int, default=500, help="queries that the flat indexes are asked at once")
     options = parser.parse_args()
-    options.folder.mkdir(parents=True, exist_ok=True)
     import faiss
 
     faiss.omp_set_num_threads(options.threads)
-    for part in options.parts:
-        globals()[f"part_{part}"](options)
+    with tempfile.TemporaryDirectory() if options.folder is None else contextlib.nullcontext(options.folder) as folder:
+        options.folder = Path(folder)
+        options.folder.mkdir(parents=True, exist_ok=True)
+        for part in options.parts:
+            globals()[f"part_{part}"](options)
 
 
 if __name__ == "__main__":

@@ -53,6 +53,11 @@ class Process:
         answer = json.loads(self._process.stdout.readline())
         return answer if isinstance(answer, list) else [each["id"] for each in answer["answers"]]
 
+    def cpu_seconds(self) -> float:
+        """Seconds of processor time so far, of all threads: what other work on the machine changes least. Linux."""
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def close(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
@@ -134,8 +139,9 @@ def with_bare_parts(vectors: Any) -> Callable[[str], list[int]]:
     return find
 
 
-def measure(sides: dict[str, list[str]], queries: list[str], runs: int) -> tuple[Any, Any, int]:
-    """Returns seconds by side, cold and warm, and for how many queries all sides named the same first hit."""
+def measure(sides: dict[str, list[str]], queries: list[str], runs: int) -> tuple[Any, Any, Any, int]:
+    """Returns seconds by side, cold, of processors until then, and warm; and for how many queries all sides agreed."""
+    cpu: dict[str, list[float]] = {name: [] for name in sides}
     cold: dict[str, list[float]] = {name: [] for name in sides}
     warm: dict[str, list[float]] = {name: [] for name in sides}
     same = 0
@@ -146,6 +152,7 @@ def measure(sides: dict[str, list[str]], queries: list[str], runs: int) -> tuple
             opened[name].ask(queries[0])
             if run:  # the first round fills the caches of disk and bytecode
                 cold[name].append(time.perf_counter() - opened[name].began)
+                cpu[name].append(opened[name].cpu_seconds())
         for query in queries[1:]:
             firsts = set()
             for name, process in opened.items():
@@ -156,7 +163,7 @@ def measure(sides: dict[str, list[str]], queries: list[str], runs: int) -> tuple
             same += not run and len(firsts) == 1
         for process in opened.values():
             process.close()
-    return cold, warm, same
+    return cold, cpu, warm, same
 
 
 def main() -> None:
@@ -182,16 +189,19 @@ def run(args: argparse.Namespace, work: Path) -> None:
     prepare(args.corpus, work)
     queries = [" ".join(query.text.split()) for query in read_queries(args.queries)[: args.count]]
     sides = commands(work)
-    cold, warm, same = measure(sides, queries, args.runs)
+    cold, cpu, warm, same = measure(sides, queries, args.runs)
     figures: dict[str, float] = {}
     for name in sides:
         p95 = statistics.quantiles(warm[name], n=20)[-1]
         figures[f"{name}: cold"] = round(statistics.median(cold[name]), 3)
+        figures[f"{name}: cold, processor"] = round(statistics.median(cpu[name]), 3)
         figures[f"{name}: warm median"] = round(statistics.median(warm[name]), 5)
         figures[f"{name}: warm p95"] = round(p95, 5)
         spread = f"{min(cold[name]):.2f} to {max(cold[name]):.2f}"
-        print(f"{name:<6} cold median {statistics.median(cold[name]):.2f} s ({spread}, {args.runs} runs); ", end="")
+        print(f"{name:<6} cold median {statistics.median(cold[name]):.2f} s ({spread}, {args.runs} runs), ", end="")
+        print(f"{statistics.median(cpu[name]):.2f} s of processors; ", end="")
         print(f"warm median {1000 * statistics.median(warm[name]):.1f} ms, p95 {1000 * p95:.1f} ms")
+    print(f"load average {' '.join(f'{each:.1f}' for each in os.getloadavg())} on {os.cpu_count()} processors")
     print(f"the same first hit on all sides: {same} of {len(queries) - 1} queries")
     if same < 0.98 * (len(queries) - 1):
         raise SystemExit("the sides do not search the same")

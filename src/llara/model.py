@@ -75,6 +75,7 @@ class EmbeddingModel:
         self.lm, self.tokenizer, self.contract = lm, tokenizer, contract
         self._fingerprint, self.name = fingerprint, name
         self.has_head = True
+        self._bound: tuple[tuple[Any, ...], BoundTemplate] | None = None
         self.new_tokens: list[int] = []
         self.runner: Runner | None = None
         self.dtype = str(next(lm.parameters()).dtype).removeprefix("torch.")
@@ -108,10 +109,10 @@ class EmbeddingModel:
         """A linear map from the pooled state to the vector, None where there is none; some encoders (GTR) have one."""
         return getattr(self.lm, PROJECTION, None)
 
-    @property
+    @cached_property
     def positions(self) -> int | None:
         """The longest row that the model has positions for, None where it names no limit."""
-        return positions_of(self.lm)
+        return positions_of(self.lm)  # goes through all modules
 
     @property
     def window(self) -> int | None:
@@ -125,8 +126,14 @@ class EmbeddingModel:
         return pad_id_of(self.tokenizer)
 
     def bind(self) -> BoundTemplate:
-        """Returns the contract's template in this tokenizer's ids."""
-        return BoundTemplate(self.contract.template, self.tokenizer, bos=self.contract.bos)
+        """Returns the contract's template in this tokenizer's ids.
+
+        It is remembered: looking for its tokens in a large vocabulary takes longer than a short query.
+        """
+        of = (self.contract.template, self.contract.bos, self.tokenizer, len(self.tokenizer))
+        if self._bound is None or self._bound[0] != of:
+            self._bound = (of, BoundTemplate(self.contract.template, self.tokenizer, bos=self.contract.bos))
+        return self._bound[1]
 
     def trunk(self, **inputs: Any) -> Tensor:
         """Returns the last hidden states after the final norm, [B, W, D]; `inputs` are those of the model's forward."""

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -13,7 +13,7 @@ from llara.config import ModelConfig
 from llara.encoding.manifest import SPARSE, is_local
 from llara.errors import ConfigError, ModelError, StorageError
 from llara.fuse import Fusion
-from llara.index.base import Allowed
+from llara.index.base import Allowed, Asks, Floats, Positions, TopK, best_first, stack
 from llara.index.faiss import Effort
 from llara.index.opening import AnyIndex, open_index
 from llara.index.parts import same_documents
@@ -90,24 +90,9 @@ class Indexes:
         """Whether texts are encoded by a model."""
         return self._retriever is not None
 
-    def rank(
-        self, queries: Sequence[Query], asked: Sequence[Any], depth: int, allowed: Allowed | None = None
-    ) -> Iterator[list[Ranked]]:
-        """Yields for each query its `depth` best hits in every index; `asked` is what `encode` gave for their texts.
-
-        Searches as it is iterated, so that the hits of all queries are never held at once. With `allowed`, hits are
-        documents in it.
-        """
-        with contextlib.ExitStack() as stack:
-            advance = show_progress(stack, "search", len(queries))
-            for start in range(0, len(queries), BLOCK):
-                block = queries[start : start + BLOCK]
-                columns = [
-                    _search(index, part(each, start, start + len(block)), block, depth, allowed)
-                    for index, each in zip(self.opened, asked, strict=True)
-                ]
-                yield from (list(row) for row in zip(*columns, strict=True))
-                advance(len(block))
+    def together(self, fuse_hits: Fusion, depth: int) -> AnyIndex:
+        """Returns the index, or one that searches all of them and fuses their first `depth` hits."""
+        return self.opened[0] if len(self.opened) == 1 else FusedIndex(self.opened, fuse_hits, depth)
 
     def best_passages(self, asked: Sequence[Any], positions: Sequence[int]) -> list[Span | None]:
         """Returns where the best passage for one query stands in the text of each document.
@@ -131,24 +116,94 @@ class Indexes:
         return TermOptions(**settings)
 
 
-def fused(rankings: Sequence[Ranked], fuse_hits: Fusion) -> Ranked:
-    """Returns one query's hits in several indexes as one ranking; that of a single index stays as it is."""
-    if len(rankings) == 1:
-        return rankings[0]
-    query_id = rankings[0].query_id
-    places = {
-        hit.document_id: position
-        for ranked in rankings
-        for hit, position in zip(ranked.hits, ranked.positions, strict=True)
-    }
-    hits = fuse_hits(query_id, [ranked.hits for ranked in rankings])
-    return Ranked(query_id, hits, [places[hit.document_id] for hit in hits])
+@dataclass(frozen=True)
+class Each:
+    """Queries for several indexes: for each index what it is searched with, as `Indexes.encode` returns it."""
+
+    asked: Sequence[Any]
+
+    @property
+    def count(self) -> int:
+        """Returns the number of queries."""
+        return len(self.asked[0])
+
+    def part(self, start: int, stop: int) -> "Each":
+        """Returns the queries `start` to `stop` (exclusive)."""
+        return Each([_part(each, start, stop) for each in self.asked])
 
 
-def _search(index: AnyIndex, asked: Any, queries: Sequence[Query], depth: int, allowed: Allowed | None) -> list[Ranked]:
-    found = index.search(asked, depth, allowed)
-    rows = zip(queries, found.scores.tolist(), found.positions.tolist(), strict=True)
-    return [_ranked(query.id, scores, positions, index) for query, scores, positions in rows]
+class FusedIndex:
+    """Several indexes over the same documents as one: their first hits are fused, query by query."""
+
+    asks: Asks = "each"
+
+    def __init__(self, indexes: Sequence[AnyIndex], fuse_hits: Fusion, depth: int) -> None:
+        self.indexes, self.depth, self._fuse_hits = tuple(indexes), depth, fuse_hits
+        self.manifest, self.ids = indexes[0].manifest, indexes[0].ids
+        self.model = next((index.model for index in indexes if index.model), "")
+
+    def __len__(self) -> int:
+        return len(self.indexes[0])
+
+    def search(self, queries: Each, top_k: int, allowed: Allowed | None = None) -> TopK:
+        """See `Index.search`; a hit is a document among the first ones of any index, and its score the fused one."""
+        top_k = min(top_k, len(self) if allowed is None else allowed.count)
+        return stack([_first(self._fused(row), top_k) for row in self._searched(queries, allowed)], top_k)
+
+    def score(self, queries: Each, positions: Sequence[Positions]) -> list[Floats]:
+        """See `Index.score`; 0 for a document that is not among the first ones of any index."""
+        scores = []
+        for row, asked in zip(self._searched(queries, None), positions, strict=True):
+            known = dict(zip(*(each.tolist() for each in reversed(self._fused(row))), strict=True))
+            scores.append(np.array([known.get(position, 0.0) for position in asked.tolist()], np.float32))
+        return scores
+
+    def _searched(self, queries: Each, allowed: Allowed | None) -> Iterator[tuple[list[Hit], ...]]:
+        """Yields for each query its hits in each index, with positions for ids."""
+        found = [
+            index.search(asked, self.depth, allowed) for index, asked in zip(self.indexes, queries.asked, strict=True)
+        ]
+        for row in range(queries.count):
+            yield tuple(_hits(top.scores[row], top.positions[row]) for top in found)
+
+    def _fused(self, rankings: Sequence[list[Hit]]) -> tuple[Floats, Positions]:
+        """Returns scores and positions of all fused hits, best first."""
+        hits = self._fuse_hits("", rankings)
+        scores = np.array([hit.score for hit in hits], np.float32)
+        positions = np.array([int(hit.document_id) for hit in hits], np.int64)
+        return best_first(scores, positions, self.ids, len(hits))
+
+
+def _part(asked: Any, start: int, stop: int) -> Any:
+    return asked.part(start, stop) if isinstance(asked, Each) else part(asked, start, stop)
+
+
+def _hits(scores: Floats, positions: Positions) -> list[Hit]:
+    found = int((positions >= 0).sum())  # a row is filled up at its end
+    pairs = zip(positions[:found].tolist(), scores[:found].tolist(), strict=True)
+    return [Hit("", str(position), rank, score) for rank, (position, score) in enumerate(pairs, 1)]
+
+
+def _first(row: tuple[Floats, Positions], top_k: int) -> tuple[Floats, Positions]:
+    return row[0][:top_k], row[1][:top_k]
+
+
+def rank(
+    index: AnyIndex, queries: Sequence[Query], asked: Any, top_k: int, allowed: Allowed | None = None
+) -> Iterator[Ranked]:
+    """Yields for each query its `top_k` best hits; `asked` is what the index is searched with for their texts.
+
+    Searches as it is iterated, so that the hits of all queries are never held at once. With `allowed`, hits are
+    documents in it.
+    """
+    with contextlib.ExitStack() as stack:
+        advance = show_progress(stack, "search", len(queries))
+        for start in range(0, len(queries), BLOCK):
+            block = queries[start : start + BLOCK]
+            found = index.search(_part(asked, start, start + len(block)), top_k, allowed)
+            rows = zip(block, found.scores.tolist(), found.positions.tolist(), strict=True)
+            yield from (_ranked(query.id, scores, positions, index) for query, scores, positions in rows)
+            advance(len(block))
 
 
 def _ranked(query_id: str, scores: list[float], positions: list[int], index: AnyIndex) -> Ranked:

@@ -22,7 +22,7 @@ from llara.index.faiss import Effort
 from llara.index.filters import allowed_documents
 from llara.index.passages import Span
 from llara.outputs import check_file_output, save_settings
-from llara.ranking import Indexes, Ranked, fused, show_progress
+from llara.ranking import Each, Indexes, Ranked, rank, show_progress
 from llara.records import Document, Hit, Query
 
 ONE, MANY = 10, 1000  # hits per query by default: for one query, for a run
@@ -190,9 +190,8 @@ class Searcher:
         self, queries: Sequence[Query], asked: list[Any], top_k: int, allowed: Allowed | None
     ) -> Iterator[Ranked]:
         config = self.config
-        depth = config.depth if config.hybrid else top_k
-        fuse_hits = fusion(config.method, config.weights, config.k, top_k)
-        return (fused(rankings, fuse_hits) for rankings in self.indexes.rank(queries, asked, depth, allowed))
+        index = self.indexes.together(fusion(config.method, config.weights, config.k), config.depth)
+        return rank(index, queries, Each(asked) if len(asked) > 1 else asked[0], top_k, allowed)
 
     def allowed(self, conditions: tuple[Condition, ...]) -> Allowed | None:
         """Returns which documents fit all conditions, None where there is no condition; tells each filter once.

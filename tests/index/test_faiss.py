@@ -90,7 +90,7 @@ def test_more_effort_finds_more(tmp_path: Path, kind: str) -> None:
         overlap(open_index(tmp_path, effort=Effort(**{dial: value})).search(queries, 1).positions, vectors, queries)
         for value in (1, 1000)
     ]
-    assert shares[0] < shares[1] > 0.9
+    assert shares[0] < shares[1] > 0.75
 
 
 def test_candidates_per_hit(tmp_path: Path) -> None:

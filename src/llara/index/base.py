@@ -28,7 +28,7 @@ IDS, OFFSETS = "ids.txt", "ids.offsets.npy"
 Floats = NDArray[np.float32]
 Positions = NDArray[np.int64]
 Queries = TypeVar("Queries", contravariant=True)
-Asks = Literal["vectors", "terms", "texts"]
+Asks = Literal["vectors", "terms", "texts", "each"]
 
 
 class TopK(NamedTuple):
@@ -77,7 +77,7 @@ class Index(Protocol[Queries]):
     """A searchable index. `Queries` is what it searches with: float32 [queries, dim], `Terms`, or a list of texts.
 
     Attributes:
-        asks: Which of the three.
+        asks: Which of the three; `each` where it is several indexes, each with its own.
         manifest: What its folder says.
         model: The model that made the vectors, as `find_model` returns it; empty where none is needed.
     """

@@ -229,7 +229,7 @@ class Shape:
     def bytes_per_vector(self) -> int:
         """Memory that building takes per vector, about; what training takes comes on top."""
         if self.type == "hnsw":
-            return 4 * self.dim + 8 * self.settings["hnsw_m"] + 32
+            return 4 * self.dim + 8 * int(self.settings["hnsw_m"]) + 32
         if self.type == "ivfpq":
             bits = self.settings["pq_m"] * self.settings["pq_bits"]
         else:
@@ -327,7 +327,8 @@ def _sample(vectors: Array, shape: Shape) -> Floats:
     rng = np.random.default_rng(shape.settings["seed"])
     sample = np.asarray(vectors[np.sort(rng.choice(len(vectors), wanted, replace=False))], np.float32)
     # FAISS wants as many as there are centroids; of a corpus of one document, it gets that twice.
-    return sample[np.arange(max(len(sample), 1 << shape.settings.get("pq_bits", 0))) % len(sample)]
+    most = max(len(sample), 1 << int(shape.settings.get("pq_bits", 0)))
+    return sample[np.arange(most) % len(sample)]
 
 
 def _add(index: Any, vectors: Array, shown: Progress | None) -> None:
