@@ -60,6 +60,18 @@ def test_nearly_all_true_hits_are_found_with_their_true_scores(tmp_path: Path, k
         assert [*scores] == sorted(scores, reverse=True)
 
 
+@pytest.mark.parametrize("settings", [{"pq_m": 4}, {"pq_m": 8, "pq_bits": 4}, {"rabitq_bits": 2}])
+def test_vectors_in_a_narrow_cone_are_told_apart(tmp_path: Path, settings: dict[str, Any]) -> None:
+    centre = clustered(1, 5)[0]
+    vectors, queries = (20 * centre + clustered(rows, seed) for rows, seed in ((COUNT, 0), (10, 1)))
+    vectors, queries = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (vectors, queries))
+    assert (queries @ vectors.T).min() > 0.98
+    kind = "rabitq" if "rabitq_bits" in settings else "ivfpq"
+    index = make_faiss(tmp_path, vectors, IDS, kind, nlist=8, **settings)
+    assert index.manifest.settings["metric"] == "l2"
+    assert overlap(index.search(queries, 10).positions, vectors, queries) > 0.9
+
+
 @pytest.mark.parametrize("kind", TYPES)
 def test_a_document_has_the_score_that_it_has_in_a_flat_index(tmp_path: Path, kind: str) -> None:
     vectors, queries = clustered(200), clustered(5, 1)
