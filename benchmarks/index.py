@@ -43,7 +43,7 @@ PARTS = ("vectors", "flat", "curves", "disk", "report")
 REAL, QUERIES = 20_000, 2_000
 TOP_K = 10
 LIMIT = 1_500_000_000
-ASKED_FROM_DISK = 500
+ASKED_FROM_DISK = 200
 DISK = {"nlist": 1024}  # fewer lists than usual for 10M: to find the list of each vector takes most of the building
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 # The types of the curves with the settings of their building, and how hard each is searched.

@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_type_hints
+from unittest import mock
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from llara.encoding.manifest import CUT, SPARSE
 from llara.encoding.numbers import Encoded
 from llara.encoding.shards import Vectors
 from llara.errors import LlaraError
+from llara.index import faiss
 from llara.index.build import build_index
 from llara.index.opening import open_index
 from llara.records import Document
@@ -153,8 +155,10 @@ def read_documents(store: DocumentStore) -> None:
 def use_index(folder: Path, index: Any) -> None:
     """Searches an index, scores all documents, and reads all ids; then the documents, where they are its own."""
     queries = queries_for(index)
-    for top_k in (3, len(index)):
-        index.search(queries, top_k)
+    for exact in (faiss.EXACT, 0):  # with 0, an approximate index of few documents is searched as a large one is
+        with mock.patch.object(faiss, "EXACT", exact):
+            for top_k in (3, len(index)):
+                index.search(queries, top_k)
     index.score(queries, [np.arange(len(index))] * len(queries))
     for position in range(len(index)):
         index.ids[position]

@@ -125,6 +125,14 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(run: Run, made: Path, tmp_path:
         assert path.read_bytes() == (tmp_path / "vectors" / path.name).read_bytes(), path.name
 
 
+def test_several_processes_give_the_same_bytes(run: Run, made: Path, tmp_path: Path) -> None:
+    encode = ["encode", "--model", made / "model", "--corpus", made / "corpus.jsonl", "--sparse", "--expansion"]
+    code, _, err = run(*encode, *flags(LONG), "--output", tmp_path / "vectors", "--workers", 2, "--worker-threads", 1)
+    assert code == 0, err
+    for path in (made / "vectors").glob("shard-*"):
+        assert path.read_bytes() == (tmp_path / "vectors" / path.name).read_bytes(), path.name
+
+
 def test_another_way_with_long_documents_is_another_folder(run: Run, made: Path) -> None:
     encode = ["encode", "--model", made / "model", "--corpus", made / "corpus.jsonl", "--output", made / "vectors"]
     common = ["--passage-length", 48, "--shard-size", 4, "--sparse", "--expansion"]

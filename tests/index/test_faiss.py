@@ -1,4 +1,5 @@
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,18 @@ def test_nearly_all_true_hits_are_found_with_their_true_scores(tmp_path: Path, k
         exact = inner_products(query, vectors[positions].astype(np.float32))
         assert scores.tolist() == pytest.approx(exact, rel=2e-7)
         assert [*scores] == sorted(scores, reverse=True)
+
+
+@pytest.mark.parametrize("settings", [{"pq_m": 4}, {"pq_m": 8, "pq_bits": 4}, {"rabitq_bits": 2}])
+def test_vectors_in_a_narrow_cone_are_told_apart(tmp_path: Path, settings: dict[str, Any]) -> None:
+    centre = clustered(1, 5)[0]
+    vectors, queries = (20 * centre + clustered(rows, seed) for rows, seed in ((COUNT, 0), (10, 1)))
+    vectors, queries = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (vectors, queries))
+    assert (queries @ vectors.T).min() > 0.98
+    kind = "rabitq" if "rabitq_bits" in settings else "ivfpq"
+    index = make_faiss(tmp_path, vectors, IDS, kind, nlist=8, **settings)
+    assert index.manifest.settings["metric"] == "l2"
+    assert overlap(index.search(queries, 10).positions, vectors, queries) > 0.9
 
 
 @pytest.mark.parametrize("kind", TYPES)
@@ -215,7 +228,20 @@ def test_another_index_under_the_name_is_an_error(tmp_path: Path) -> None:
         FaissIndex(tmp_path / "a", Manifest(**{**vars(manifest), "type": "rabitq"}))
     (tmp_path / "a" / FILE).write_bytes(b"IwPQ" + bytes(100))
     with pytest.raises(StorageError, match="is damaged, FAISS cannot read it"):
+        FaissIndex(tmp_path / "a", replace(manifest, type="hnsw"))
+    with pytest.raises(StorageError, match="is damaged: has 104 bytes"):
         FaissIndex(tmp_path / "a", manifest)
+
+
+@pytest.mark.parametrize("kind", ["ivfpq", "rabitq"])
+def test_codes_with_a_changed_bit_are_never_opened(kind: str, tmp_path: Path) -> None:
+    """FAISS takes sizes and ids from them as they are, and so gigabytes, or documents that are none."""
+    make_faiss(tmp_path, clustered(COUNT), IDS, kind)
+    good = (tmp_path / FILE).read_bytes()
+    for place in (10, len(good) // 2, len(good) - 5):
+        (tmp_path / FILE).write_bytes(good[:place] + bytes([good[place] ^ 64]) + good[place + 1 :])
+        with pytest.raises(StorageError, match="is damaged: its SHA-256"):
+            open_index(tmp_path)
 
 
 def small_index() -> Any:

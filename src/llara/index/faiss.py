@@ -20,7 +20,7 @@ from llara.config import IndexConfig
 from llara.encoding.arrays import Array, open_array, write_chunks_of
 from llara.encoding.manifest import find_model
 from llara.errors import ConfigError, StorageError
-from llara.files import TEMPORARY, FileRecord
+from llara.files import TEMPORARY, FileRecord, check_file
 from llara.index.base import Allowed, Asks, Floats, Ids, Manifest, Positions, StoredIds, TopK, best_first, best_rows
 from llara.index.flat import FILE, check_queries, exact_scores, selector
 from llara.index.written import write_index
@@ -38,6 +38,7 @@ _WIDEST = 16  # how many times the effort grows where few documents are allowed
 _BATCH = 1024  # queries per FAISS call, fewer where that many hits at once would take much memory
 _CELLS = 1 << 22  # candidates' numbers that are in memory together
 _BLOCK = 1 << 16  # vectors added, or scored, at once
+_LENGTH_ERROR = 1e-3  # of vectors of length 1, in float16 or less
 _TOGETHER = 32  # codes that FAISS compares in one step
 _KINDS = {
     "hnsw": ("IndexHNSWFlat",),
@@ -234,20 +235,20 @@ class Shape:
             bits = self.settings["pq_m"] * self.settings["pq_bits"]
         else:
             bits = self.dim * self.settings["rabitq_bits"] + 192  # three or more numbers of 32 bits correct an estimate
-        return 2 * (int(bits) // 8 + 8)  # with the position; the lists grow by doubling
+        return int(2 * (bits // 8 + 8))  # with the position; the lists grow by doubling
 
-    def make(self) -> Any:
-        """Returns the empty FAISS index."""
+    def make(self, metric: str) -> Any:
+        """Returns the empty FAISS index; `metric` is ip or l2."""
         import faiss
 
         faiss_any: Any = faiss
-        settings, dim, product = self.settings, self.dim, faiss.METRIC_INNER_PRODUCT
+        settings, dim, product = self.settings, self.dim, _metric(metric)
         if self.type == "hnsw":
             index = faiss_any.IndexHNSWFlat(dim, settings["hnsw_m"], product)
             index.hnsw.efConstruction = settings["ef_construction"]
             index.hnsw.rng = faiss_any.RandomGenerator(settings["seed"])
             return index
-        lists = faiss_any.IndexFlatIP(dim)
+        lists = faiss_any.IndexFlat(dim, product)
         given = (lists, dim, settings["nlist"])
         if self.type == "ivfpq":
             # Codes of four bits are looked up in registers, 32 vectors at once.
@@ -300,10 +301,14 @@ def write_faiss(
     kept = shape.type != "hnsw"
     dtype = vector_dtype if kept else "float32"
     path = folder / (VECTORS if kept else f"{TEMPORARY}{VECTORS}")
-    record = write_chunks_of(path, dtype, (count, shape.dim), (_finite(folder, shard) for shard in shards))
+    lengths = _Lengths()
+    record = write_chunks_of(path, dtype, (count, shape.dim), (lengths.look(folder, shard) for shard in shards))
     try:
         vectors = open_array(path, dtype, (count, shape.dim))
-        index = shape.make()
+        # Vectors of length 1 stand in the same order by either. Those of texts lie in a narrow cone: what a code errs
+        # by then hides the differences between products, but not those between distances, which are as small.
+        metric = "l2" if kept and lengths.are_one else "ip"
+        index = shape.make(metric)
         if kept:
             index.train(_sample(vectors, shape))
         _add(index, vectors, shown)
@@ -311,13 +316,26 @@ def write_faiss(
     finally:
         if not kept:
             path.unlink(missing_ok=True)
-    return files | ({VECTORS: record} if kept else {}), {**shape.settings, "vector_dtype": dtype}
+    return files | ({VECTORS: record} if kept else {}), {**shape.settings, "vector_dtype": dtype, "metric": metric}
 
 
-def _finite(folder: Path, shard: Array) -> Array:
-    if not np.isfinite(shard).all():
-        raise StorageError(folder, "the vectors hold values that are not finite; encode the corpus again")
-    return shard
+class _Lengths:
+    """Looks at the vectors that pass by: whether they are finite, and whether all have length 1."""
+
+    are_one = True
+
+    def look(self, folder: Path, shard: Array) -> Array:
+        if not np.isfinite(shard).all():
+            raise StorageError(folder, "the vectors hold values that are not finite; encode the corpus again")
+        lengths = np.linalg.norm(shard.astype(np.float32), axis=1)
+        self.are_one &= bool((np.abs(lengths - 1) < _LENGTH_ERROR).all())
+        return shard
+
+
+def _metric(name: str) -> int:
+    import faiss
+
+    return int(faiss.METRIC_L2 if name == "l2" else faiss.METRIC_INNER_PRODUCT)
 
 
 def _sample(vectors: Array, shape: Shape) -> Floats:
@@ -364,12 +382,16 @@ def _inner(index: Any) -> tuple[Any, Any]:
 def _open(path: Path, manifest: Manifest) -> Any:
     import faiss
 
+    if manifest.type != "hnsw":
+        # FAISS believes the sizes and ids in these files, and looks at those of a graph: one changed bit makes it ask
+        # for gigabytes, or find documents that are none. The codes are small, and read in a moment.
+        check_file(path, manifest.files[FILE], full=True)
     try:
         index = faiss.read_index(os.fspath(path), faiss.IO_FLAG_MMAP_IFC)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         raise StorageError(path, f"is damaged, FAISS cannot read it: {error}; rebuild the index") from error
     found = type(_inner(index)[0]).__name__
-    sound = found in _KINDS[manifest.type] and index.metric_type == faiss.METRIC_INNER_PRODUCT
+    sound = found in _KINDS[manifest.type] and index.metric_type == _metric(manifest.settings.get("metric", "ip"))
     if not sound or (index.ntotal, index.d) != (manifest.count, manifest.settings["dim"]):
         raise StorageError(path, "is damaged: it does not fit its manifest; rebuild the index")
     return index
