@@ -1,6 +1,6 @@
 """Who encodes: what the driver alone can read and publish, and one process beside several.
 
-    python benchmarks/engines.py [--rows 100000] [--passages 2000] [--rounds 3]
+    python benchmarks/engines.py [--rows 100000] [--passages 200] [--rounds 3]
 
 Driver: `encode` of `--rows` passages of about 100 words with a stand-in for the model, in seconds of processor time, so
 that what else the machine does counts little: reading, sifting, compressing, checksums, publishing.
@@ -33,7 +33,7 @@ from llara.hardware import cores
 from llara.progress import hushed
 from llara.records import Document
 
-SHARD = 250
+SHARD = 25
 LEAST = 10_000  # passages per second of the driver's processor time
 WORDS = ("the", "of", "and", "in", "to", "was", "is", "for", "as", "on", "by", "with", "he", "that", "at", "from", "it")
 
@@ -108,7 +108,7 @@ def engines(passages: int, rounds: int) -> tuple[dict[str, list[float]], bool]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--passages", type=int, default=2_000)
+    parser.add_argument("--passages", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
