@@ -55,7 +55,11 @@ def test_a_node_that_is_killed_in_the_middle_changes_no_byte(
 
     sent: list[str] = []
     published: list[str] = []
-    send, publish = ours.Cluster._send, shards.write_document_files
+    send, publish, hand_out = ours.Cluster._send, shards.write_document_files, ours.Cluster._hand_out
+
+    def handing_out(self: ours.Cluster, desk: Any) -> None:
+        if published or len(self._ready) == 2:  # so that the node that will die has shards
+            hand_out(self, desk)
 
     def sending(self: ours.Cluster, number: int, job: Any) -> None:
         assert job.name not in published, "a finished shard is encoded again"
@@ -69,6 +73,7 @@ def test_a_node_that_is_killed_in_the_middle_changes_no_byte(
         published.append(name)
         return publish(folder, name, documents)
 
+    monkeypatch.setattr(ours.Cluster, "_hand_out", handing_out)
     monkeypatch.setattr(ours.Cluster, "_send", sending)
     monkeypatch.setattr(shards, "write_document_files", publishing)
     result = encode(EncodeConfig(**given, engine="ray", address=nodes.address, workers=2))
