@@ -114,7 +114,9 @@ def open_theirs(model: str, texts: list[str], length: int) -> Any:
     words = Transformer(str(resolve(model)), max_seq_length=length)
     parts = [words, Pooling(words.get_embedding_dimension(), pooling_mode="lasttoken"), Normalize()]
     found = SentenceTransformer(modules=parts, device="cpu").float().eval()
-    prompted = [text + PROMPT for text in texts]
+    # The contract of `mini` has BOS, which its tokenizer does not add by itself.
+    start = found.tokenizer.bos_token if model == "mini" else ""
+    prompted = [f"{start}{text}{PROMPT}" for text in texts]
     return lambda size: found.encode(prompted, batch_size=size, show_progress_bar=False)
 
 
