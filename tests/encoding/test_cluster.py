@@ -18,7 +18,7 @@ from tests import tiny
 from tests.encoding.helpers import corpus_lines, tree, write_corpus
 
 pytest.importorskip("ray")
-SHARD, ROWS = 5, 60
+SHARD, ROWS = 500, 6_000  # shards that take long enough to be under way when their node is killed
 
 
 @pytest.fixture(scope="module")
