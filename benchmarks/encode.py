@@ -22,6 +22,7 @@ data folder. The last line is one JSON object.
 import argparse
 import contextlib
 import gzip
+import importlib.util
 import json
 import os
 import statistics
@@ -255,6 +256,8 @@ def main() -> None:
     parser.add_argument("--sets", nargs="*", choices=tuple(LENGTH), default=list(LENGTH))
     parser.add_argument("--model", help="a trained model, for nDCG@10")
     given = parser.parse_args()
+    if given.shapes and importlib.util.find_spec("sentence_transformers") is None:
+        raise SystemExit("the other side is missing: pip install 'sentence-transformers==6.2.*'")
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as made:
         wide = Path(made) / "wide"

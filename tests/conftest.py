@@ -2,9 +2,12 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.encoding.small_disk import SmallDisk
 
 # Two test processes must not fight for the cores, and no test may reach a model hub.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -29,3 +32,13 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the data folder {folder}")
     return folder
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    """A disk of as many pages as a test says; skips with the reason where none can be mounted."""
+    disk = SmallDisk(tmp_path)
+    if disk.why_not:
+        pytest.skip(disk.why_not)
+    yield disk
+    disk.unmount()

@@ -49,7 +49,8 @@ def use_backend(model: EmbeddingModel, config: ModelConfig) -> None:
 
 def _vectors(model: EmbeddingModel) -> Tensor:
     """Returns the vectors of the probe's texts and of one that fills a passage, float32 [n, D]."""
-    long = " ".join(PROBE_TEXTS * model.contract.passage_length)
+    # The three have more than thirty tokens, whatever the tokenizer.
+    long = " ".join(PROBE_TEXTS * (model.contract.passage_length // 30 + 1))
     return torch.cat([model.encode([*PROBE_TEXTS, long], side) for side in SIDES])
 
 

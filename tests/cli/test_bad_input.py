@@ -10,22 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from llara.cli import main
 from llara.loading import MINI
 from tests import tiny, tiny_reranker
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str]) -> Run:
-    def run_main(*argv: object) -> tuple[int, str, str]:
-        code = main([str(argument) for argument in argv])
-        captured = capfd.readouterr()
-        assert "Traceback" not in captured.err
-        return code, captured.out, captured.err
-
-    return run_main
 
 
 def errors(err: str) -> list[str]:

@@ -21,17 +21,6 @@ TOPICS = ("The sky is blue.", "Read a file line by line.", "Vectors are numbers.
 LONG = {"--long": "cut", "--overlap": 3, "--passage-length": 48, "--shard-size": 4}
 
 
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str]) -> Run:
-    def run_main(*argv: object) -> tuple[int, str, str]:
-        code = main([str(argument) for argument in argv])
-        captured = capfd.readouterr()
-        assert "Traceback" not in captured.err
-        return code, captured.out, captured.err
-
-    return run_main
-
-
 def rows() -> list[dict[str, Any]]:
     found = []
     for number in range(10):

@@ -24,17 +24,6 @@ LANGS = ("en", "de", "fr")
 TOPICS = ("rivers and stones", "stars and planets", "bread and salt")
 
 
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str]) -> Run:
-    def run_main(*argv: object) -> tuple[int, str, str]:
-        code = main([str(argument) for argument in argv])
-        captured = capfd.readouterr()
-        assert "Traceback" not in captured.err
-        return code, captured.out, captured.err
-
-    return run_main
-
-
 def rows() -> list[dict[str, Any]]:
     return [
         {

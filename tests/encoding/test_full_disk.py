@@ -2,7 +2,6 @@
 
 import errno
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,15 +25,6 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undisturbed(corpus: Path) -> dict[str, str]:
     run(corpus, corpus.parent / "undisturbed", shard_size=20)
     return tree(corpus.parent / "undisturbed")
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[SmallDisk]:
-    disk = SmallDisk(tmp_path)
-    if disk.why_not:
-        pytest.skip(disk.why_not)
-    yield disk
-    disk.unmount()
 
 
 def fails(corpus: Path, disk: SmallDisk, pages: int) -> str:

@@ -1,6 +1,5 @@
 """A full disk while an index of any type is built: an error with path and space, and the same bytes with room."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,6 @@ SIZES = 6  # benchmarks/full_disk.py tries more
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_sources(tmp_path_factory.mktemp("full"))
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[SmallDisk]:
-    disk = SmallDisk(tmp_path)
-    if disk.why_not:
-        pytest.skip(disk.why_not)
-    yield disk
-    disk.unmount()
 
 
 @pytest.mark.parametrize("kind", index_types())
