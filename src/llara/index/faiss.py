@@ -18,11 +18,10 @@ import numpy as np
 
 from llara.config import IndexConfig
 from llara.encoding.arrays import Array, open_array, write_chunks_of
-from llara.encoding.manifest import find_model
 from llara.errors import ConfigError, StorageError
 from llara.files import TEMPORARY, FileRecord, check_file
-from llara.index.base import Allowed, Asks, Floats, Ids, Manifest, Positions, StoredIds, TopK, best_first, best_rows
-from llara.index.flat import FILE, check_queries, exact_scores, selector
+from llara.index.base import Allowed, Floats, Ids, Manifest, Positions, TopK, best_first, best_rows
+from llara.index.flat import FILE, OverVectors, check_queries, exact_scores, selector
 from llara.index.written import write_index
 from llara.progress import Progress
 
@@ -71,16 +70,11 @@ class Effort:
         ]
 
 
-class FaissIndex:
+class FaissIndex(OverVectors):
     """An approximate index. Fewer hits than asked for are filled up with an exact search."""
 
-    asks: Asks = "vectors"
-
     def __init__(self, folder: Path, manifest: Manifest, effort: Effort | None = None, ids: Ids | None = None) -> None:
-        self.manifest = manifest
-        self.ids: Ids = StoredIds(folder, manifest.count) if ids is None else ids
-        self.model = find_model(manifest.model_path, folder)
-        self.dim = int(manifest.settings["dim"])
+        super().__init__(folder, manifest, ids)
         self.effort = effort or Effort()
         self._faiss = _open(folder / FILE, manifest)
         self._searched, self._rotation = _inner(self._faiss)
@@ -89,9 +83,6 @@ class FaissIndex:
         else:
             dtype = manifest.settings["vector_dtype"]
             self._vectors = open_array(folder / VECTORS, dtype, (manifest.count, self.dim))
-
-    def __len__(self) -> int:
-        return self.manifest.count
 
     def search(self, queries: Floats, top_k: int, allowed: Allowed | None = None) -> TopK:
         """Returns about the `top_k` best of the allowed documents for each query; `queries` is float32 [queries, dim].
@@ -112,19 +103,6 @@ class FaissIndex:
             part = slice(start, start + step)
             self._search_batch(queries[part], fetch, TopK(top.scores[part], top.positions[part]), allowed)
         return self._search_all(queries, np.flatnonzero(top.positions[:, -1] < 0).tolist(), top, allowed)
-
-    def score(self, queries: Floats, positions: Sequence[Positions]) -> list[Floats]:
-        """Returns the exact scores of given documents, per query int64 [n] to float32 [n], as `search` gives them."""
-        return [exact_scores(self._vectors, query, each) for query, each in zip(queries, positions, strict=True)]
-
-    def stored(self, positions: Positions) -> Floats:
-        """Returns the vectors of documents, int64 [n] to float32 [n, dim]."""
-        return np.array(self._vectors[positions], np.float32)
-
-    @property
-    def origin(self) -> str:
-        """Says which model the index was built with."""
-        return f"it was built with the model {self.model}"
 
     def _fetch(self, top_k: int) -> int:
         if self.effort.refine is not None:

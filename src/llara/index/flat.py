@@ -21,26 +21,47 @@ _SPARE = 16  # candidates fetched beyond top_k at first; fourfold until the boun
 _COUNT_AT, _SIZE_AT, _HEADER = 8, 37, 45  # where FAISS keeps two 64-bit numbers, and the length of its header
 
 
-class FlatIndex:
-    """An exact index: every query is compared with every vector.
-
-    FAISS finds the candidates. Their scores are then computed again, in float64 and rounded to float32, so that they
-    do not depend on the batch, the number of threads or the position of a document, and equal vectors tie exactly.
-    """
+class OverVectors:
+    """What indexes share that keep the vectors as they were encoded, `_vectors` [documents, dim]."""
 
     asks: Asks = "vectors"
+    _vectors: Array
 
     def __init__(self, folder: Path, manifest: Manifest, ids: Ids | None = None) -> None:
         self.manifest = manifest
         self.ids: Ids = StoredIds(folder, manifest.count) if ids is None else ids
         self.model = find_model(manifest.model_path, folder)
         self.dim = int(manifest.settings["dim"])
-        self._max_norm = float(manifest.settings["max_norm"])
-        self._faiss = _open(folder / FILE, manifest)
-        self._vectors = _view(self._faiss)
 
     def __len__(self) -> int:
         return self.manifest.count
+
+    def score(self, queries: Floats, positions: Sequence[Positions]) -> list[Floats]:
+        """Returns the exact scores of given documents, per query int64 [n] to float32 [n], as `search` gives them."""
+        return [exact_scores(self._vectors, query, each) for query, each in zip(queries, positions, strict=True)]
+
+    def stored(self, positions: Positions) -> Floats:
+        """Returns the vectors of documents, int64 [n] to float32 [n, dim]."""
+        return np.array(self._vectors[positions], np.float32)
+
+    @property
+    def origin(self) -> str:
+        """Says which model the index was built with."""
+        return f"it was built with the model {self.model}"
+
+
+class FlatIndex(OverVectors):
+    """An exact index: every query is compared with every vector.
+
+    FAISS finds the candidates. Their scores are then computed again, in float64 and rounded to float32, so that they
+    do not depend on the batch, the number of threads or the position of a document, and equal vectors tie exactly.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, ids: Ids | None = None) -> None:
+        super().__init__(folder, manifest, ids)
+        self._max_norm = float(manifest.settings["max_norm"])
+        self._faiss = _open(folder / FILE, manifest)
+        self._vectors = _view(self._faiss)
 
     def search(self, queries: Floats, top_k: int, allowed: Allowed | None = None) -> TopK:
         """Returns the `top_k` best of the allowed documents for each query; `queries` is float32 [queries, dim].
@@ -60,19 +81,6 @@ class FlatIndex:
                 unclear += self._search_batch(queries, batch, top_k, fetch, rows, allowed)
             pending, fetch = unclear, min(4 * fetch, available)
         return stack(rows, top_k)
-
-    def score(self, queries: Floats, positions: Sequence[Positions]) -> list[Floats]:
-        """Returns the scores of given documents, per query int64 [n] to float32 [n], as `search` gives them."""
-        return [exact_scores(self._vectors, query, each) for query, each in zip(queries, positions, strict=True)]
-
-    def stored(self, positions: Positions) -> Floats:
-        """Returns the vectors of documents, int64 [n] to float32 [n, dim]."""
-        return np.array(self._vectors[positions], np.float32)
-
-    @property
-    def origin(self) -> str:
-        """Says which model the index was built with."""
-        return f"it was built with the model {self.model}"
 
     def _search_batch(
         self,
