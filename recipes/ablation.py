@@ -1,11 +1,13 @@
 """Does adaptation help, and which part of it? Arms that differ in adaptation alone, then the same fine-tuning.
 
     python recipes/ablation.py run     [--config recipes/ablation.toml] [--arms NAME...] [--seeds N...] [--jobs N]
+                                       [--keep]
     python recipes/ablation.py report  [--config recipes/ablation.toml]
 
 A cell is one arm with one seed: adapt, finetune, encode, search, measure, on three collections. A finished cell is one
 JSON file in `benchmarks/results/<name of the configuration>/`; `run` skips what is there, and a cell that was stopped
-goes on where it was. Cells run side by side, one thread each: small matrix products gain little from a second thread.
+goes on where it was; its models and vectors are deleted at its end, but with `--keep`. Cells run side by side, one
+thread each: small matrix products gain little from a second thread.
 LLARA_DATA names the data folder.
 """
 
@@ -183,7 +185,7 @@ def configs(plan: Plan, arm: str, seed: int) -> "tuple[AdaptConfig | None, Finet
     return adapt, FinetuneConfig(model=base, train=(data / "train.jsonl",), output=folder / "model", **settings)
 
 
-def run_cell(plan: Plan, arm: str, seed: int) -> None:
+def run_cell(plan: Plan, arm: str, seed: int, *, keep: bool) -> None:
     from llara.config import EncodeConfig, to_plain
     from llara.encoding.encode import encode
     from llara.files import write_json_atomic
@@ -223,7 +225,8 @@ def run_cell(plan: Plan, arm: str, seed: int) -> None:
             "collections": measured,
         },
     )
-    shutil.rmtree(folder)
+    if not keep:
+        shutil.rmtree(folder)
 
 
 def portable(settings: dict[str, Any]) -> dict[str, Any]:
@@ -249,7 +252,7 @@ def measure(folder: Path, corpus: Path, split: str) -> dict[str, Any]:
 # All cells ------------------------------------------------------------------------------------------------------------
 
 
-def run_all(plan: Plan, config: Path, arms: list[str], seeds: list[int], jobs: int) -> int:
+def run_all(plan: Plan, config: Path, arms: list[str], seeds: list[int], jobs: int, *, keep: bool) -> int:
     """Runs what is missing, `jobs` cells at a time; returns how many failed."""
     prepare(plan)
     waiting = [(arm, seed) for seed in seeds for arm in arms if not plan.result(arm, seed).is_file()]
@@ -260,6 +263,7 @@ def run_all(plan: Plan, config: Path, arms: list[str], seeds: list[int], jobs: i
         while waiting and len(running) < jobs:
             arm, seed = waiting.pop(0)
             command = [sys.executable, __file__, "cell", "--config", str(config), "--arms", arm, "--seeds", str(seed)]
+            command += ["--keep"] if keep else []
             plan.work.mkdir(parents=True, exist_ok=True)
             with (plan.work / f"{arm}-{seed}.log").open("ab") as log:
                 running[arm, seed] = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
@@ -282,16 +286,17 @@ def main() -> int:
     parser.add_argument("--arms", nargs="+")
     parser.add_argument("--seeds", nargs="+", type=int)
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--keep", action="store_true")
     given = parser.parse_args()
     plan = read_plan(given.config)
     arms, seeds = given.arms or list(plan.arms), given.seeds or plan.seeds
     if unknown := sorted(set(arms) - set(plan.arms)):
         parser.error(f"no arm is called {', '.join(unknown)}; there are {', '.join(plan.arms)}")
     if given.job == "cell":
-        run_cell(plan, arms[0], seeds[0])
+        run_cell(plan, arms[0], seeds[0], keep=given.keep)
         return 0
     if given.job == "run":
-        return int(run_all(plan, given.config, arms, seeds, given.jobs) > 0)
+        return int(run_all(plan, given.config, arms, seeds, given.jobs, keep=given.keep) > 0)
     from ablation_report import write_report
 
     write_report(plan)
