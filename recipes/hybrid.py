@@ -124,11 +124,13 @@ def fuse_runs(names: Sequence[str], runs: Runs, method: Any, weights: Any, top_k
     return {query: fuse_hits(query, [runs[name].get(query, []) for name in names]) for query in queries}
 
 
-def best_weights(names: Sequence[str], runs: Runs, qrels: Sequence[Any]) -> tuple[float, ...]:
+def best_weights(
+    names: Sequence[str], runs: Runs, qrels: Sequence[Any], grid: Sequence[float] = GRID
+) -> tuple[float, ...]:
     """Returns the weights of relative scores with the best nDCG@10; of equals, those nearest to 1 each."""
     from llara.evaluate import compare
 
-    tried = [(1.0, *rest) for rest in itertools.product(GRID, repeat=len(names) - 1)]
+    tried = [(1.0, *rest) for rest in itertools.product(grid, repeat=len(names) - 1)]
     tried.sort(key=lambda weights: sum(abs(np.log2(weight)) for weight in weights))
     means = []
     for weights in tried:
