@@ -11,9 +11,10 @@ from llara.errors import ConfigError, ModelError, StorageError
 from llara.index import faiss as approximate
 from llara.index import written
 from llara.index.base import Allowed, Manifest
-from llara.index.faiss import TYPES, VECTORS, Effort, FaissIndex, Shape, usual_pieces
+from llara.index.faiss import Effort, FaissIndex
 from llara.index.flat import FILE
 from llara.index.opening import open_index
+from llara.index.shape import TYPES, VECTORS, Shape, usual_pieces
 from llara.index.written import write_index
 from tests.index.helpers import make_faiss, make_flat
 from tests.reference.ranking import inner_products, order
