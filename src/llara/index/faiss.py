@@ -1,12 +1,18 @@
-"""Approximate inner-product search over vectors, through FAISS and memory-mapped: HNSW, IVF-PQ and RaBitQ.
+"""Approximate inner-product search over vectors, through FAISS: HNSW, IVF-PQ and RaBitQ.
 
     index.faiss     what FAISS searches: the graph with the vectors (hnsw), or lists of codes (ivfpq, rabitq)
     vectors.npy     the vectors [documents, dim] as they were encoded, where index.faiss holds only codes
 
 FAISS finds candidates, whose scores are then computed again from the vectors, as a flat index computes them: a document
 that both find has the same score in both, and what an approximation costs is recall alone.
+
+Files are memory-mapped, but for codes that FAISS compares 32 at a time: those of rabitq, and of ivfpq with 4 bits. It
+copies them as it opens the file, so an open index of these types holds all of `index.faiss` in memory. An ivfpq with
+other codes over vectors of length 1 holds a table, `nlist * pq_m * 2**pq_bits` numbers of float32, where that takes no
+more than 2 GiB.
 """
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +31,7 @@ from llara.index.shape import TYPES, VECTORS, metric_number
 EXACT = 4096  # documents (all, or those allowed) up to which every one is scored: as fast, and exact
 _SPARE = 16  # candidates beyond top_k, whatever the type
 _MOST = 512  # candidates beyond top_k by default, however many hits are asked for
+_ROOM = 2  # times what is fetched that the lists hold which are looked into by default
 _WIDEST = 16  # how many times the effort grows where few documents are allowed
 _BATCH = 1024  # queries per FAISS call, fewer where that many hits at once would take much memory
 _CELLS = 1 << 22  # candidates' numbers that are in memory together
@@ -89,10 +96,32 @@ class FaissIndex(OverVectors):
         if available <= EXACT:
             return self._search_all(queries, range(len(queries)), top, allowed)
         step = max(1, min(_BATCH, _CELLS // fetch))
-        for start in range(0, len(queries), step):
-            part = slice(start, start + step)
-            self._search_batch(queries[part], fetch, TopK(top.scores[part], top.positions[part]), allowed)
-        return self._search_all(queries, np.flatnonzero(top.positions[:, -1] < 0).tolist(), top, allowed)
+        nprobe, nlist = self._lists(fetch, available)
+        rows = np.arange(len(queries))
+        while True:
+            parameters = self._parameters(fetch, nprobe, allowed)
+            for start in range(0, len(rows), step):
+                some = rows[start : start + step]
+                top.scores[some], top.positions[some] = self._search_batch(queries[some], top_k, fetch, parameters)
+            rows = np.flatnonzero(top.positions[:, -1] < 0)  # too few documents lie in the lists that were looked into
+            if not len(rows) or nprobe >= nlist:
+                return self._search_all(queries, rows.tolist(), top, allowed)
+            nprobe = min(4 * nprobe, nlist)
+
+    def _lists(self, fetch: int, available: int) -> tuple[int, int]:
+        """Returns how many lists are looked into at first, of how many; 0 of 0 in a graph."""
+        if self.manifest.type == "hnsw":
+            return 0, 0
+        nlist = int(self.manifest.settings["nlist"])
+        if self.effort.nprobe is not None:
+            return min(round(self.effort.nprobe * self._wider(available)), nlist), nlist
+        usual = round(int(self.manifest.settings["nprobe"]) * self._wider(available))
+        # Lists of the usual length hold twice what is fetched, so that few queries have to be asked again.
+        return min(max(usual, math.ceil(_ROOM * fetch * nlist / available)), nlist), nlist
+
+    def _wider(self, available: int) -> float:
+        """Returns how much further to look where few documents are allowed: those that are near are further apart."""
+        return min(_WIDEST, len(self) / available)
 
     def _fetch(self, top_k: int) -> int:
         if self.effort.refine is not None:
@@ -100,19 +129,18 @@ class FaissIndex(OverVectors):
         share = 0 if self.manifest.type == "hnsw" else min(9 * top_k + _SPARE, _MOST)
         return top_k + _SPARE + share
 
-    def _search_batch(self, queries: Floats, fetch: int, top: TopK, allowed: Allowed | None) -> None:
-        """Fills in the hits of some queries; a row stays short where FAISS found too few."""
+    def _search_batch(self, queries: Floats, top_k: int, fetch: int, parameters: Any) -> TopK:
+        """Returns the hits of some queries; a row stays short where FAISS found too few."""
         rotated = queries if self._rotation is None else self._rotation.apply(queries)
-        _, positions = self._searched.search(rotated, fetch, params=self._parameters(fetch, allowed))
+        _, positions = self._searched.search(rotated, fetch, params=parameters)
         step = max(1, _CELLS // (fetch * self.dim))
+        parts = []
         for start in range(0, len(queries), step):
             rows = slice(start, start + step)
-            near = self._nearest(queries[rows], positions[rows], top.scores.shape[1] + _SPARE)
+            near = self._nearest(queries[rows], positions[rows], top_k + _SPARE)
             found = exact_scores(self._vectors, queries[rows, None], np.maximum(near, 0))
-            best = best_rows(
-                np.where(near >= 0, found, -np.inf).astype(np.float32), near, self.ids, top.scores.shape[1]
-            )
-            top.scores[rows], top.positions[rows] = best
+            parts.append(best_rows(np.where(near >= 0, found, -np.inf).astype(np.float32), near, self.ids, top_k))
+        return TopK(*(np.concatenate(each) for each in zip(*parts, strict=True)))
 
     def _nearest(self, queries: Floats, positions: Positions, count: int) -> Positions:
         """Returns the best candidates by their float32 scores, int64 [queries, count]; all where they are not more."""
@@ -124,18 +152,15 @@ class FaissIndex(OverVectors):
         kept = np.argpartition(-scores, count - 1, axis=1)[:, :count]
         return np.take_along_axis(positions, kept, axis=1)
 
-    def _parameters(self, fetch: int, allowed: Allowed | None) -> Any:
+    def _parameters(self, fetch: int, nprobe: int, allowed: Allowed | None) -> Any:
         import faiss
 
         faiss_any: Any = faiss  # its stubs know the C++ signatures only
-        # Where few documents are allowed, those that are near are further apart.
-        wider = 1.0 if allowed is None else min(_WIDEST, len(self) / max(allowed.count, 1))
         given: dict[str, Any] = {} if allowed is None else {"sel": selector(allowed)}
         if self.manifest.type == "hnsw":
             ef_search = self.effort.ef_search or self.manifest.settings["ef_search"]
+            wider = 1.0 if allowed is None else self._wider(allowed.count)
             return faiss_any.SearchParametersHNSW(efSearch=max(fetch, round(ef_search * wider)), **given)
-        nprobe = self.effort.nprobe or self.manifest.settings["nprobe"]
-        nprobe = min(round(nprobe * wider), self.manifest.settings["nlist"])
         if self.manifest.type == "rabitq":
             return faiss_any.IVFRaBitQSearchParameters(nprobe=nprobe, qb=8, **given)
         return faiss_any.SearchParametersIVF(nprobe=nprobe, **given)

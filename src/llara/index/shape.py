@@ -69,6 +69,11 @@ class Shape:
         """Whether vectors are codes in lists, which are trained, and lie beside them as they are."""
         return self.type != "hnsw"
 
+    @property
+    def holds_codes(self) -> bool:
+        """Whether FAISS copies the codes into memory as it opens the index: those that it compares in blocks."""
+        return self.type == "rabitq" or (self.type == "ivfpq" and int(self.settings["pq_bits"]) == 4)
+
     def sample(self, count: int) -> int:
         """Returns how many of `count` vectors the lists and codes are learned from."""
         wanted = max(TRAIN * self.settings["nlist"], TRAIN << self.settings.get("pq_bits", 0))

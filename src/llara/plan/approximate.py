@@ -135,7 +135,7 @@ def file_bytes(shape: Shape, rows: int) -> int:
     index.quantizer.add(np.zeros((nlist, shape.dim), np.float32))
     empty = len(faiss_any.serialize_index(index)) + (4 * shape.dim**2 if shape.type == "rabitq" else 0)
     lists = faiss_any.downcast_InvertedLists(index.invlists)
-    if not holds_codes(shape):
+    if not shape.holds_codes:
         return int(empty + rows * (8 + lists.code_size) + 8 * nlist)
     blocks = math.ceil(rows / BLOCK) if nlist == 1 else rows / BLOCK + nlist * (BLOCK - 1) / (2 * BLOCK)
     return round(empty + 8 * rows + blocks * lists.block_size)
@@ -158,18 +158,13 @@ def search_memory(shape: Shape, rows: int, metric: str) -> int:
     import faiss
 
     faiss_any: Any = faiss
-    if holds_codes(shape):
+    if shape.holds_codes:
         return file_bytes(shape, rows)
     if shape.type == "hnsw" or metric != "l2":
         return 0
     # FAISS computes the products of centroids and codes beforehand, where they take no more than this.
     table = 4 * int(shape.settings["nlist"]) * int(shape.settings["pq_m"]) << int(shape.settings["pq_bits"])
     return table if table <= faiss_any.cvar.precomputed_table_max_bytes else 0
-
-
-def holds_codes(shape: Shape) -> bool:
-    """Tells whether FAISS copies the codes into memory where it opens an index: those that it compares in blocks."""
-    return shape.type == "rabitq" or (shape.type == "ivfpq" and int(shape.settings["pq_bits"]) == 4)
 
 
 def _learned(shape: Shape, rows: int) -> int:
