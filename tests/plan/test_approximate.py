@@ -21,7 +21,7 @@ from tests.index.helpers import make_faiss
 from tests.index.test_build import write_corpus
 from tests.index.test_change import write_folder
 
-NOTHING = Speeds(0, 0, 0, 0, 0, 0, 0)
+NOTHING = Speeds(0, 0, 0, 0, 0, 0, 0, 0)
 
 
 def shape(rows: int, dim: int = 64, **settings: Any) -> Shape:

@@ -39,7 +39,9 @@ class Speeds(NamedTuple):
     learn: float
     """Of the sample for codes, beside comparing."""
     add: float
-    """Beside rotating and comparing; of a graph, for each unit of the logarithm of its size."""
+    """Beside rotating and comparing; to a graph of one vector."""
+    growth: float
+    """Of a graph: how much more for each unit of the logarithm of its size."""
 
 
 def measure(folder: Path, block: Array, dtype: str, shape: Shape) -> tuple[Speeds, str]:
@@ -51,13 +53,23 @@ def measure(folder: Path, block: Array, dtype: str, shape: Shape) -> tuple[Speed
     with clock.part("write"):
         written = write_vectors(folder, [block], len(block), dtype, shape)
     byte = clock.seconds["write"] / written.record.bytes
-    tried = np.ascontiguousarray(block[:TRIED], np.float32)
     if not shape.has_lists:
-        graph = shape.make(written.metric)
-        with clock.part("add"):
-            graph.add(tried)
-        return Speeds(byte, 0, 0, 0, 0, 0, clock.seconds["add"] / (len(tried) * _growth(len(tried)))), written.metric
+        return _measure_graph(byte, np.ascontiguousarray(block, np.float32), shape, written.metric), written.metric
+    tried = np.ascontiguousarray(block[:TRIED], np.float32)
     return _measure_lists(byte, tried, shape, written.metric, clock), written.metric
+
+
+def _measure_graph(byte: float, tried: Array, shape: Shape, metric: str) -> Speeds:
+    """Builds a graph of a quarter, and one of all: what a vector takes grows along the line through both."""
+    clock, counts = Clock(), (max(len(tried) // 4, 1), len(tried))
+    for name, count in zip(("quarter", "all"), counts, strict=True):
+        graph = shape.make(metric)
+        with clock.part(name):
+            graph.add(tried[:count])
+    small, whole = clock.seconds["quarter"] / counts[0], clock.seconds["all"] / counts[1]
+    logs = [math.log(count) for count in counts]
+    growth = max(whole - small, 0.0) / (logs[1] - logs[0]) if counts[0] < counts[1] else 0.0
+    return Speeds(byte, 0, 0, 0, 0, 0, whole - growth * logs[1], growth)
 
 
 def _measure_lists(byte: float, tried: Array, shape: Shape, metric: str, clock: Clock) -> Speeds:
@@ -96,6 +108,7 @@ def _measure_lists(byte: float, tried: Array, shape: Shape, metric: str, clock: 
         centre=max(seconds["centres"] / ROUNDS - compared, 0.0) / count,
         learn=max(seconds["learn"] - compared, 0.0) / count,
         add=max(seconds["add"] - compared, 0.0) / count,
+        growth=0,
     )
 
 
@@ -104,7 +117,7 @@ def part_seconds(shape: Shape, rows: int, dtype: str, speeds: Speeds) -> dict[st
     moved = vector_bytes(shape, rows, dtype) + file_bytes(shape, rows)
     write = {"write": moved * speeds.byte}
     if not shape.has_lists:
-        return {"add": rows * _growth(rows) * speeds.add, **write}
+        return {"add": rows * (speeds.add + speeds.growth * math.log(rows)), **write}
     nlist, sampled, learned = int(shape.settings["nlist"]), shape.sample(rows), _learned(shape, rows)
     compare = speeds.compare * nlist
     rounds = ROUNDS * min(sampled, PER_CENTRE * nlist) * (speeds.centre + compare)
@@ -171,7 +184,3 @@ def _learned(shape: Shape, rows: int) -> int:
     """Returns how many vectors codes are learned from; FAISS takes no more for the codebooks of PQ."""
     sampled = shape.sample(rows)
     return min(sampled, PER_CENTRE << int(shape.settings["pq_bits"])) if shape.type == "ivfpq" else sampled
-
-
-def _growth(count: int) -> float:
-    return math.log(max(count, 2))
