@@ -92,6 +92,13 @@ class MilvusIndex:
         places = [np.searchsorted(wanted, each) for each in positions]
         return [exact_scores(vectors, query, each) for query, each in zip(queries, places, strict=True)]
 
+    def stored(self, positions: Positions) -> Floats:
+        """Returns the vectors of documents at rising positions, int64 [n] to float32 [n, dim]; zeros where one is gone.
+
+        StorageError where Milvus does not answer.
+        """
+        return self._server.vectors(self._name, positions, self.dim)
+
     @property
     def origin(self) -> str:
         """Says which model the index was built with."""
