@@ -152,7 +152,11 @@ class Server:
         except ImportError as error:
             raise MissingExtra("an index of type milvus", "milvus") from error
         check_path(uri)
-        for name in ("pymilvus", "milvus_lite"):  # what they log, tracebacks and all, is in the error that follows
+        for name in (
+            "pymilvus",
+            "milvus_lite",
+            "grpc",
+        ):  # what they log, tracebacks and all, is in the error that follows
             logging.getLogger(name).setLevel(logging.CRITICAL)
         given = {"token": os.environ[TOKEN]} if os.environ.get(TOKEN) else {}
         self._client: Any = self._ask(lambda: MilvusClient(uri=uri, timeout=TIMEOUT, **given))
