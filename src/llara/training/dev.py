@@ -3,6 +3,7 @@
 Shapes: Q queries, P passages of the pool, D dimensions.
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -42,12 +43,18 @@ def make_pool(
 ) -> Pool:
     """Draws queries of the dev sets, and up to `dev_passages` passages: their own, then those of other examples.
 
-    Their own all count, however many they are. Equal texts are one passage. The others are of dev, then of train.
+    Their own all count, however many they are. Equal texts are one passage; rows of a set with equal queries are one
+    query, with the positives of all. The others are of dev, then of train.
     """
     rng = np.random.default_rng([config.seed, 4])
-    places = [(number, row) for number, examples in enumerate(dev) for row in range(len(examples))]
-    order = [places[int(each)] for each in rng.permutation(len(places))]
-    chosen, others = order[: config.dev_queries], order[config.dev_queries :]
+    rows: dict[tuple[int, str], list[int]] = {}  # set and query: where it stands
+    for number, examples in enumerate(dev):
+        for row in range(len(examples)):
+            rows.setdefault((number, examples[row].query), []).append(row)
+    asked = list(rows)
+    order = [asked[int(each)] for each in rng.permutation(len(rows))]
+    chosen = order[: config.dev_queries]
+    others = [(each[0], row) for each in order[config.dev_queries :] for row in rows[each]]
     entered: dict[str, tuple[int, int]] = {}  # text: its number in the pool and its set
     queries: list[tuple[int, str]] = []
     pairs: list[list[int]] = []
@@ -56,13 +63,13 @@ def make_pool(
     def enter(number: int, text: str) -> int:
         return entered.setdefault(text, (len(entered), number))[0]
 
-    for place, (number, row) in enumerate(chosen):
-        example = dev[number][row]
-        queries.append((number, example.query))
-        found = [enter(number, _text(dev[number], each, contract)) for each in example.positives]
+    for place, (number, query) in enumerate(chosen):
+        queries.append((number, query))
+        same = [dev[number][row] for row in rows[number, query]]
+        found = [enter(number, _text(dev[number], each, contract)) for example in same for each in example.positives]
         positives.append(found[0])
         pairs.extend([place, each] for each in dict.fromkeys(found))
-        for each in example.negatives:
+        for each in itertools.chain.from_iterable(example.negatives for example in same):
             enter(number, _text(dev[number], each, contract))
     for number, text in _fillers(dev, others, train, rng, contract):
         if len(entered) >= config.dev_passages:
