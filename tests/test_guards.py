@@ -36,6 +36,7 @@ LAYERS = (
         "projection",
         "parity",
         "kinds",
+        "hub",
         "agreement",
         "int8",
         "backends",

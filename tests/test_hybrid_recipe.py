@@ -1,8 +1,6 @@
 """recipes/hybrid.py on a collection of twenty documents: all systems are measured, once, and compared."""
 
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +12,9 @@ from llara.evaluate import compare
 from llara.fuse import fuse
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("recipes_importable")
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 WORDS = ("sky", "blue", "air", "light", "file", "line", "read", "close", "vector", "number", "token", "model")
-
-
-@pytest.fixture(autouse=True)
-def recipes_importable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.syspath_prepend(str(RECIPES))
-    yield
-    for name in ("hybrid", "ablation", "measured", "scifact_report"):
-        sys.modules.pop(name, None)
 
 
 @pytest.fixture

@@ -45,6 +45,26 @@ def refuse_reranker(folder: Path) -> None:
         )
 
 
+def refuse_adapter(folder: Path) -> None:
+    """Refuses a PEFT adapter where a whole model belongs, and says what it is for.
+
+    Raises:
+        ModelError: It is one: of a reranker as RankLLaMA was published, or of another model.
+    """
+    if not contracts.is_adapter(folder):
+        return
+    try:
+        settings = read_json(folder / contracts.ADAPTER)
+    except StorageError:
+        settings = None
+    if isinstance(settings, dict) and settings.get("task_type") == "SEQ_CLS":
+        raise ModelError(
+            f"{folder}: is the adapter of {contracts.KINDS[contracts.RERANKER]}, and not "
+            f"{contracts.KINDS[contracts.FORMAT]}"
+        )
+    raise ModelError(f"{folder}: is a PEFT adapter; merge it into its base model (merge_and_unload) first")
+
+
 def is_encoder(folder: Path) -> bool:
     """Tells an encoder by its name; `parity` finds those of any other name.
 

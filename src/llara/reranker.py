@@ -27,8 +27,9 @@ from llara.batching import budget_batches
 from llara.config import ModelConfig
 from llara.errors import ConfigError, ModelError
 from llara.files import sha256_file
+from llara.hub import resolve
 from llara.int8 import is_int8, quantize_linears
-from llara.loading import first_line, load_tokenizer, read_weights, resolve
+from llara.loading import first_line, load_tokenizer, read_weights
 from llara.model import TOKEN_BUDGET, TOLERANCE, OnBatch, pad_id_of, pad_rows, positions_of
 from llara.pairs import PairContract, PairEncoder, load_pair_template
 from llara.progress import note
@@ -317,8 +318,8 @@ def _base_of(folder: Path, config: ModelConfig, base: str | None) -> Path:
     """
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise ModelError(
-            f"{folder}: holds no {ADAPTER_WEIGHTS}; pickled weights are not read. Convert an adapter_model.bin where "
-            "you trust it: load it with torch.load(..., weights_only=True), save it with safetensors.torch.save_file"
+            f"{folder}: holds no {ADAPTER_WEIGHTS}; pickled weights are not read. "
+            f"{contracts.CONVERT.format(config.model)}"
         )
     if base is None:
         try:
