@@ -12,6 +12,8 @@ from llara.config import FinetuneConfig
 from llara.errors import ConfigError, DataError, ModelError
 from llara.loading import load_model
 from llara.reranker import Reranker, load_reranker
+from llara.training.dev import NAMES
+from llara.training.dev_lists import ListMeasure
 from llara.training.examples import ExampleDraw, open_examples
 from llara.training.finetune import finetune
 from llara.training.rerank import PairSource, RerankModule
@@ -216,8 +218,10 @@ def test_what_a_reranker_cannot_be_trained_on_is_named(base: Path, tmp_path: Pat
     with pytest.raises(ConfigError, match=r"--template: 'paper' is neither a file nor a reranker's template"):
         finetune(settings(base, bare, tmp_path / "out", template="paper"))
     with pytest.raises(ConfigError) as caught:
-        settings(base, bare, tmp_path, distill="kl", negatives=0, passage_length=9, matryoshka_dims=(2,), dev=(bare,))
-    for said in ("--distill", "--negatives", "--passage-length", "--matryoshka-dims", "--dev"):
+        settings(
+            base, bare, tmp_path, distill="kl", negatives=0, passage_length=9, matryoshka_dims=(2,), dev_passages=9
+        )
+    for said in ("--distill", "--negatives", "--passage-length", "--matryoshka-dims", "--dev-passages"):
         assert f"{said}: " in str(caught.value)
     with pytest.raises(ConfigError, match="--length: goes with --task rerank"):
         finetune_config(base, bare, tmp_path, length=30)
@@ -234,3 +238,61 @@ def test_the_preset_says_what_was_published_and_trains_a_llama(root: Path, base:
     assert finetune(FinetuneConfig(**{**values, "lora_modules": maps, **made, "batch_size": 2})).steps == 2
     contract = Reranker.load(str(tmp_path / "out"), device="cpu").contract
     assert (contract.template.name, contract.query_length, contract.length) == ("rankllama", 32, 228)
+
+
+# Held-out examples ----------------------------------------------------------------------------------------------------
+
+
+def dev_rows() -> list[dict[str, Any]]:
+    """One query stands in two rows, of which one calls relevant what the other does not; one query has no negative."""
+    made = [
+        {"query": f"why {n}", "pos": [f"the sky is blue {n}"], "neg": [f"read {n}", f"a file {n}"]} for n in range(3)
+    ]
+    made.append({"query": "why 0", "pos": ["the air", "a file 0"], "neg": ["light"]})
+    return [*made, {"query": "alone", "pos": ["nothing to compare"]}]
+
+
+def test_a_measurement_equals_single_scores_and_their_ranks(tmp_path: Path, train: Path) -> None:
+    dev = write_lines(tmp_path / "dev.jsonl", dev_rows())
+    config = settings("mini", train, tmp_path / "out", dev=(dev,), dev_queries=9)
+    model = reranker(query_length=20, length=56)
+    found = ListMeasure(open_examples(tmp_path / "examples", config).dev, model, config)()
+    expected = np.zeros(3)
+    lists = {
+        "why 0": (["the sky is blue 0", "the air", "a file 0"], ["read 0", "light"]),
+        **{f"why {n}": ([f"the sky is blue {n}"], [f"read {n}", f"a file {n}"]) for n in (1, 2)},
+    }
+    for query, (relevant, others) in lists.items():
+        scores = [float(model.score([query], [text])[0]) for text in (*relevant, *others)]
+        order = sorted(range(len(scores)), key=lambda each: -scores[each])
+        gains = [1 / np.log2(rank + 2) for rank, each in enumerate(order) if each < len(relevant)]
+        best = sum(1 / np.log2(rank + 2) for rank in range(len(relevant)))
+        first_rank = next(rank for rank, each in enumerate(order, 1) if each < len(relevant))
+        against = np.array([scores[0], *scores[len(relevant) :]])
+        loss = np.log(np.exp(against - against[0]).sum())
+        expected += [loss, sum(gains) / best, 1 / first_rank]
+    assert [found[name] for name in NAMES] == pytest.approx((expected / 3).tolist(), rel=1e-4)
+
+
+def test_the_best_step_is_kept_and_patience_ends_a_run(
+    tmp_path: Path, base: Path, train: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = iter((0.2, 0.6, 0.4, 0.3, 0.9))
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def measured(self: ListMeasure) -> dict[str, float]:
+        seen.append({name: value.clone() for name, value in self._model.lm.state_dict().items()})
+        return {"dev_ndcg": next(values)}
+
+    monkeypatch.setattr(ListMeasure, "__call__", measured)
+    config = settings(base, train, tmp_path / "out", steps=10, dev=(train,), measure_every=2, patience=2)
+    result = finetune(config)
+    assert (result.steps, result.log["best_step"], result.log["dev_ndcg"]) == (8, 4, 0.6)
+    saved = weights(config.output)
+    assert all(torch.equal(saved[name], seen[1][name]) for name in saved)
+
+
+def test_held_out_queries_without_negatives_are_nothing_to_measure_on(tmp_path: Path, base: Path, train: Path) -> None:
+    dev = write_lines(tmp_path / "dev.jsonl", [{"query": "why", "pos": ["the sky"], "neg": []}])
+    with pytest.raises(DataError, match=r"dev\.jsonl: no held-out query has a hard negative"):
+        finetune(settings(base, train, tmp_path / "out", steps=2, dev=(dev,)))

@@ -15,15 +15,18 @@ from torch import Tensor, nn
 
 from llara.config import FinetuneConfig
 from llara.contract import Contract
+from llara.data.collections import is_collection
 from llara.data.store import ExampleSet
 from llara.losses.contrast import InfoNCE
 from llara.losses.rows import row_slices
+from llara.progress import note
 from llara.training.contrast import ContrastSource
 from llara.training.trainer import to_device
 
 DEPTH = 10
 NAMES = ("dev_loss", "dev_ndcg", "dev_mrr")
 CRITERION = "dev_ndcg"
+Asked = tuple[int, str]  # the number of a set, and a query of it
 
 
 class Pool(NamedTuple):
@@ -38,23 +41,40 @@ class Pool(NamedTuple):
     positives: Tensor
 
 
+def draw_queries(
+    dev: Sequence[ExampleSet], config: FinetuneConfig, rng: np.random.Generator
+) -> tuple[list[Asked], list[tuple[int, int]], dict[Asked, list[int]]]:
+    """Draws `dev_queries` of the queries of the dev sets; rows of a set with equal queries are one.
+
+    Returns:
+        The queries, the set and row of every example of another query, and the rows of each query in its set.
+    """
+    rows: dict[Asked, list[int]] = {}
+    for number, examples in enumerate(dev):
+        for row in range(len(examples)):
+            rows.setdefault((number, examples[row].query), []).append(row)
+    asked = list(rows)
+    order = [asked[int(each)] for each in rng.permutation(len(asked))]
+    others = [(each[0], row) for each in order[config.dev_queries :] for row in rows[each]]
+    return order[: config.dev_queries], others, rows
+
+
+def note_overlap(config: FinetuneConfig) -> None:
+    """Says which of the dev sets are trained on."""
+    for path in dict.fromkeys(config.dev):
+        if path in config.train and (config.split == config.dev_split or not is_collection(path)):
+            note(f"--dev: {path} is trained on, too, so the best step there need not be the best elsewhere")
+
+
 def make_pool(
     dev: Sequence[ExampleSet], train: Sequence[ExampleSet], config: FinetuneConfig, contract: Contract
 ) -> Pool:
     """Draws queries of the dev sets, and up to `dev_passages` passages: their own, then those of other examples.
 
-    Their own all count, however many they are. Equal texts are one passage; rows of a set with equal queries are one
-    query, with the positives of all. The others are of dev, then of train.
+    Their own all count, however many they are. Equal texts are one passage. The others are of dev, then of train.
     """
     rng = np.random.default_rng([config.seed, 4])
-    rows: dict[tuple[int, str], list[int]] = {}  # set and query: where it stands
-    for number, examples in enumerate(dev):
-        for row in range(len(examples)):
-            rows.setdefault((number, examples[row].query), []).append(row)
-    asked = list(rows)
-    order = [asked[int(each)] for each in rng.permutation(len(rows))]
-    chosen = order[: config.dev_queries]
-    others = [(each[0], row) for each in order[config.dev_queries :] for row in rows[each]]
+    chosen, others, rows = draw_queries(dev, config, rng)
     entered: dict[str, tuple[int, int]] = {}  # text: its number in the pool and its set
     queries: list[tuple[int, str]] = []
     pairs: list[list[int]] = []
