@@ -56,7 +56,7 @@ LAYERS = (
             "explain",
             "evaluate",
         ),
-        *("training", "plan", "verify", "doctor", "demo"),
+        *("training", "plan", "convert", "verify", "doctor", "demo"),
     ),
     ("cli", "__main__"),
 )

@@ -86,6 +86,23 @@ def test_weights_are_those_that_are_best_on_dev() -> None:
     assert hybrid.best_weights(("dense", "bm25"), runs, [Qrel("q", "z", 1)]) == (1.0, 1.0), "a tie goes to the later id"
 
 
+def test_the_weights_of_two_runs_are_written(collection: Path, tmp_path: Path) -> None:
+    import fusion_weights
+
+    # The first run has the relevant document second, the second one has it first; on test it is nowhere.
+    def run(shift: int) -> str:
+        rows = [(n, rank) for n in range(10) for rank in (0, 1)]
+        return "".join(f"q{n} Q0 d{n + (rank + shift) % 2} {rank + 1} {2.0 - rank} run\n" for n, rank in rows)
+
+    (tmp_path / "first").write_text(run(1))
+    (tmp_path / "second").write_text(run(0))
+    given = [str(tmp_path / name) for name in ("first", "second")]
+    assert fusion_weights.main([*given, str(collection), str(tmp_path / "weights")]) == 0
+    assert (tmp_path / "weights").read_text() == "1 2\n", "the least weight under which the second run decides"
+    assert fusion_weights.main([*reversed(given), str(collection), str(tmp_path / "weights")]) == 0
+    assert (tmp_path / "weights").read_text() == "1 0.5\n"
+
+
 def test_an_unknown_collection_is_named(tmp_path: Path) -> None:
     import hybrid
 

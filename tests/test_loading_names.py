@@ -84,7 +84,7 @@ def test_a_revision_is_part_of_the_command_that_fetches_it() -> None:
 @pytest.mark.parametrize(
     ("task", "said"),
     [
-        ("SEQ_CLS", "is the adapter of a reranker, which scores a query with a document"),
+        ("SEQ_CLS", "is a reranker, which scores a query with a document"),
         ("CAUSAL_LM", "is a PEFT adapter; merge it into its base model"),
     ],
 )

@@ -24,7 +24,6 @@ KINDS = {
     FORMAT: "a retriever, which makes vectors (llara encode, search)",
     RERANKER: "a reranker, which scores a query with a document (llara rerank)",
 }
-CONVERT = "Convert them, without running what else a pickle may hold, with: python recipes/to_safetensors.py {} FOLDER"
 # The files whose change alters token ids or shapes are small: their checksums are recomputed at every load.
 SMALL_FILE = 32 * 2**20
 DTYPES = {"float32", "float16", "bfloat16", "float64"}

@@ -9,10 +9,12 @@ from llara.files import TEMPORARY
 from llara.kinds import refuse_adapter
 
 MINI = Path(__file__).parent / "assets" / "mini"
-FOLDERS = "[!0-9]*/*"  # but for those of sentence-transformers, such as 1_Pooling: see `published.py`
+OTHER_FOLDERS = "[!0-9]*/*"  # but for those of sentence-transformers, such as 1_Pooling: see `published.py`
 PROJECTIONS = "*_Dense/*.safetensors"  # small, and what the size of a vector is known by
 WEIGHTS = "*.safetensors"
 DESCRIPTIONS = ("*.json", "*.model", "*.txt", "*.jinja")  # configuration and tokenizer
+
+CONVERT = "pickled weights are not read; convert them, without running what a pickle may hold: llara convert --model {}"
 
 
 def resolve(
@@ -31,22 +33,32 @@ def resolve(
     if name == "mini":
         return MINI
     folder = Path(name).expanduser()
-    if not folder.is_dir():
-        hub_id, _, revision = name.partition("@")
-        if folder.is_absolute() or name.startswith((".", "~")) or hub_id.count("/") != 1:
-            raise ModelError(f"{name}: no such folder, and not a hub id of the form organisation/name")
+    here = folder.is_dir()
+    if not here:
+        hub_id, revision = hub_name(name)
         patterns = [*([WEIGHTS] if weights else []), *DESCRIPTIONS, PROJECTIONS, *(["*.py"] if remote_code else [])]
         folder = download(hub_id, revision, patterns, offline=offline)
-        if contracts.ADAPTER not in marks:
-            refuse_adapter(folder)
-        return folder
-    if folder.name.startswith(TEMPORARY):
+    elif folder.name.startswith(TEMPORARY):
         raise ModelError(f"{folder}: was left by a save that did not finish; delete it")
     if contracts.ADAPTER not in marks:
         refuse_adapter(folder)
-    if not any((folder / mark).is_file() for mark in marks):
+    if here and not any((folder / mark).is_file() for mark in marks):
         raise ModelError(f"{folder}: holds no model ({' or '.join(marks)} is missing)")
     return folder
+
+
+def hub_name(name: str) -> tuple[str, str]:
+    """Returns the id and the revision ("" where none is named) of a model on the hub.
+
+    Raises:
+        ModelError: It has not the form organisation/name or organisation/name@revision.
+    """
+    hub_id, at, revision = name.partition("@")
+    place = Path(name).expanduser()
+    parts = hub_id.split("/")
+    if place.is_absolute() or name.startswith((".", "~")) or len(parts) != 2 or not all(parts) or (at and not revision):
+        raise ModelError(f"{name}: no such folder, and not a hub id of the form organisation/name")
+    return hub_id, revision
 
 
 def download(hub_id: str, revision: str, patterns: Sequence[str], *, offline: bool) -> Path:
@@ -69,7 +81,7 @@ def download(hub_id: str, revision: str, patterns: Sequence[str], *, offline: bo
                 hub_id,
                 revision=revision or None,
                 allow_patterns=[*patterns],
-                ignore_patterns=["consolidated*", FOLDERS],
+                ignore_patterns=["consolidated*", OTHER_FOLDERS],
                 local_files_only=offline,
             )
         )

@@ -21,7 +21,7 @@ from llara.contract import Contract
 from llara.errors import ConfigError, MissingExtra, ModelError
 from llara.files import sha256_file, write_json_atomic
 from llara.hardware import WORKS, probe_torch
-from llara.hub import resolve
+from llara.hub import CONVERT, resolve
 from llara.kinds import class_of, refuse_reranker
 from llara.model import EmbeddingModel
 from llara.parity import check_direction
@@ -238,7 +238,9 @@ def _quantization(config: ModelConfig) -> dict[str, Any]:
     return {"quantization_config": settings, "device_map": {"": device}}
 
 
-def read_weights(auto: Any, what: str, folder: Path, config: ModelConfig, **settings: Any) -> tuple[Any, set[str]]:
+def read_weights(
+    auto: Any, what: str, folder: Path, config: ModelConfig, name: str = "", **settings: Any
+) -> tuple[Any, set[str]]:
     """Returns a model in evaluation mode on its device, and the names of the weights that the folder lacks.
 
     Args:
@@ -246,6 +248,7 @@ def read_weights(auto: Any, what: str, folder: Path, config: ModelConfig, **sett
         what: What the model is loaded as, for errors.
         folder: Where config and safetensors are.
         config: How they are loaded.
+        name: What the user calls the model, where it is not the one of the configuration.
         settings: Further settings of the model's configuration.
 
     Raises:
@@ -257,8 +260,7 @@ def read_weights(auto: Any, what: str, folder: Path, config: ModelConfig, **sett
     if not list(folder.glob("*.safetensors")):
         other = ", ".join(sorted(path.name for path in folder.glob("*.bin"))) or "none"
         raise ModelError(
-            f"{folder}: holds no .safetensors weights (others: {other}); pickled weights are not read. "
-            f"{contracts.CONVERT.format(config.model)}"
+            f"{folder}: holds no .safetensors weights (others: {other}); {CONVERT.format(name or config.model)}"
         )
     device = device_of(config)
     in_full = trains_in_full(config) or config.backend != "torch"  # another backend rounds by itself

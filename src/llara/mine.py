@@ -138,7 +138,7 @@ def _count(examples: Iterable["_Example"], counts: Counter[str], config: MineCon
 
 _REASONS = {
     "beyond_margin": "beyond the margin",
-    "copies": "copies of a relevant document",
+    "copies": "relevant under another id of the query, or copies of a relevant document",
     "without_scores": "without a score of the reranker",
     "queries_without_scores": "queries without a relevant document that the reranker scored",
 }

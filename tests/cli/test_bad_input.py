@@ -358,7 +358,7 @@ def test_models_of_the_wrong_kind(run: Run, models: Path, tmp_path: Path, corpus
     for command in (("encode", "--corpus", corpus), ("adapt", "--corpus", corpus), ("finetune", "--train", train)):
         for model, said in (
             ("reranker", "is a reranker, which scores"),
-            ("adapter", "is the adapter of a reranker, which scores"),
+            ("adapter", "is a reranker, which scores"),
         ):
             assert said in only_error(run(*command, "--model", models / model, *out))
     assert not (tmp_path / "out").exists()

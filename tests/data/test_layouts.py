@@ -158,22 +158,30 @@ SCORED = {"query": "q", "pos": ["a"], "neg": ["b", "c"]}
         ),
         (
             {"query": "q", "text": "a", "pos_scores": [1]},
-            "holds pos_scores beside text, which are of different layouts",
+            "holds pos_scores beside text, which has none; name passages",
         ),
         ({"query": "q", "text": "a", "negs": ["b"]}, "no field neg, but 'negs'; rename it"),
         ({"query": "q", "text": "a", "negative": "b"}, "no field neg, but 'negative'; rename it"),
         ({"query": "q", "pos": ["a"], "hard_negatives": ["b"]}, "no field neg, but 'hard_negatives'; rename it"),
         (
             {"query": "q", "pos": ["a"], "negative_passages": ["b"]},
-            "holds negative_passages beside pos, which are of different layouts; keep one",
+            "holds negative_passages beside pos, which are of different layouts; rename negative_passages to neg",
         ),
         (
             {"query": "q", "positive_passages": ["a"], "neg": ["b"]},
-            "holds neg beside positive_passages, which are of different layouts; keep one",
+            "holds neg beside positive_passages, which are of different layouts; rename neg to negative_passages",
         ),
         (
             {"query_text": "q", "positive_document_ids": ["1"], "neg": ["b"]},
-            "holds neg beside positive_document_ids, which are of different layouts; keep one",
+            "holds neg beside positive_document_ids, which are of different layouts; rename neg to negative_",
+        ),
+        (
+            {"query": "q", "pos": ["a"], "positive_passages": ["b"]},
+            "holds pos beside positive_passages, which are of different layouts; keep one of the two",
+        ),
+        (
+            {"query": "q", "pos": ["a"], "neg": None, "hard_negatives": ["b"]},
+            "no field neg, but 'hard_negatives'; rename",
         ),
         ({"query_text": "q", "positive_document_ids": ["1"], "negative_document_ids": ""}, "the field negative_docu"),
     ],
@@ -221,6 +229,7 @@ def test_the_first_of_bad_rows_is_named_before_the_rest_is_read(write: Write) ->
         {"query": "q", "pos": ["a"], "neg": None, "negative_passages": None, "text": "metadata"},
         {"query": "q", "positive_passages": ["a"], "negative_passages": None, "neg": []},
         {"query": "q", "text": "a", "pos": None, "neg": None, "neg_scores": None},
+        {"query": "q", "text": "metadata", "pos": ["a"], "positive_passages": [], "negatives": None, "Negatives": []},
     ],
 )
 def test_columns_that_a_table_leaves_empty_are_no_passages(write: Write, row: Any) -> None:

@@ -1,5 +1,6 @@
 """GradCache against the plain loss over the same chunks, with dropout, LoRA, and two processes."""
 
+import inspect
 import json
 import os
 import subprocess
@@ -123,6 +124,8 @@ def test_rewound_gives_the_same_numbers_and_leaves_the_stream_alone() -> None:
 
 def test_another_device_has_its_own_state(monkeypatch: pytest.MonkeyPatch) -> None:
     """Dropout on an Apple GPU draws from that GPU's generator."""
+    for function in (torch.mps.get_rng_state, torch.cuda.get_rng_state):
+        inspect.signature(function).bind(torch.device("mps"))  # TypeError where it takes no device
     state = torch.tensor([1], dtype=torch.uint8)
     monkeypatch.setattr(torch.mps, "get_rng_state", lambda device: state.clone())
     monkeypatch.setattr(torch.mps, "set_rng_state", lambda new, device: state.copy_(new))

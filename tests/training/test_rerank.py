@@ -1,6 +1,7 @@
 """Training of rerankers: the objective, what a pass holds, what is trained, and what the folder says afterwards."""
 
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from llara.training.rerank import PairSource, RerankModule
 from llara.training.trainer import JobTrainer
 from tests import tiny
 from tests.tiny_reranker import reranker
-from tests.training.helpers import finetune_config, log_lines, sentence, weights, write_lines
+from tests.training.helpers import computed, finetune_config, log_lines, record, sentence, weights, write_lines
 
 EXAMPLES, NEGATIVES = 12, 3
 
@@ -256,7 +257,10 @@ def test_a_measurement_equals_single_scores_and_their_ranks(tmp_path: Path, trai
     dev = write_lines(tmp_path / "dev.jsonl", dev_rows())
     config = settings("mini", train, tmp_path / "out", dev=(dev,), dev_queries=9)
     model = reranker(query_length=20, length=56)
-    found = ListMeasure(open_examples(tmp_path / "examples", config).dev, model, config)()
+    sets = open_examples(tmp_path / "examples", config).dev
+    found = ListMeasure(sets, model, config)()
+    few = ListMeasure(sets, model, replace(config, dev_queries=3))()
+    assert few == found, "the query without a negative takes no other's place"
     expected = np.zeros(3)
     lists = {
         "why 0": (["the sky is blue 0", "the air", "a file 0"], ["read 0", "light"]),
@@ -290,6 +294,31 @@ def test_the_best_step_is_kept_and_patience_ends_a_run(
     assert (result.steps, result.log["best_step"], result.log["dev_ndcg"]) == (8, 4, 0.6)
     saved = weights(config.output)
     assert all(torch.equal(saved[name], seen[1][name]) for name in saved)
+
+
+def test_a_measured_run_that_was_killed_goes_on_as_if_it_had_not_been(
+    tmp_path: Path, base: Path, train: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = {"steps": 6, "measure_every": 2, "save_every": 2, "log_every": 2, "patience": 2, "lora_rank": 2}
+    whole, broken = (
+        settings(base, train, tmp_path / name, dev=(train,), learning_rate=1e-2, **more) for name in ("a", "b")
+    )
+    reference = finetune(whole)
+    assert 0 < reference.log["dev_ndcg"] <= 1
+    step = JobTrainer.training_step
+
+    def stops(self: Any, *rest: Any) -> Any:
+        if self.state.global_step == 3:
+            raise KeyboardInterrupt
+        return step(self, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(JobTrainer, "training_step", stops)
+        finetune(broken)
+    resumed = finetune(broken)
+    assert (resumed.steps, resumed.log) == (reference.steps, reference.log)
+    assert record(broken.output / "model.safetensors") == record(whole.output / "model.safetensors")
+    assert computed(broken.output) == computed(whole.output)
 
 
 def test_held_out_queries_without_negatives_are_nothing_to_measure_on(tmp_path: Path, base: Path, train: Path) -> None:

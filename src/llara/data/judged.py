@@ -19,7 +19,7 @@ class Judged:
     Attributes:
         queries: Those that have a relevant document, in the order of their file.
         relevant: The ids of each one's relevant documents, in the order of the judgements.
-        elsewhere: Of a query that stands under other ids, too, the documents that are relevant to it there.
+        elsewhere: Of a query that stands under other ids, too, the documents that are relevant to it under any of them.
         without: How many queries were left out because nothing is relevant to them.
         path: Where the judgements stand.
     """
@@ -75,9 +75,8 @@ def _elsewhere(queries: Sequence[Query], relevant: Mapping[str, tuple[str, ...]]
         alike.setdefault(normalise(query.text), []).append(query.id)
     found: dict[str, tuple[str, ...]] = {}
     for ids in alike.values():
-        whole = dict.fromkeys(document for query_id in ids for document in relevant[query_id])
-        for query_id in ids if len(ids) > 1 else ():
-            found[query_id] = tuple(document for document in whole if document not in relevant[query_id])
+        if len(ids) > 1:
+            found |= dict.fromkeys(ids, tuple({document for query_id in ids for document in relevant[query_id]}))
     return found
 
 

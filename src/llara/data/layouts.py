@@ -40,6 +40,7 @@ _PASSAGES = {
 }
 _SCORES = ("pos_scores", "neg_scores")
 _FIELDS = {"query", "query_text", "query_id", *_SCORES, *(name for names in _PASSAGES.values() for name in names)}
+_LISTS = "name passages with negatives or scores pos and neg, each a list"
 _NEGATIVES = ("negs", "negative", "negatives", "hard_negative", "hard_negatives")
 _MEDIA = ("query_image", "query_video", "query_audio")
 
@@ -99,9 +100,9 @@ def read_training_rows(path: Path, *, ids: bool = False) -> Iterator[TrainingRow
 
 def _from_object(row: Row) -> TrainingRow:
     fields = parse_object(row)
-    # A field that is null says nothing where another layout's is filled; alone it is an error of its own layout.
+    # A field that is empty says nothing where another layout's is filled; alone it is an error of its own layout.
     there = [name for name in _PASSAGES if name in fields]
-    layout = next((name for name in there if fields[name] is not None), there[0] if there else "pos")
+    layout = next((name for name in there if _filled(fields[name])), there[0] if there else "pos")
     if layout == "positive_document_ids":
         return _from_ids(row, fields)
     if layout == "text" and "query" in fields:
@@ -172,15 +173,25 @@ def _check_names(row: Row, fields: dict[str, Any], layout: str) -> None:
     Empty lists and nulls may stay, for a table has all columns in every row; so may a `text`, which is often metadata.
     """
     read = _PASSAGES[layout]
-    others = [name for first, names in _PASSAGES.items() if first not in (layout, "text") for name in names]
-    others += _SCORES if layout == "text" else ()
-    found = [name for name in others if name in fields and fields[name] not in (None, [], "")]
-    if found:
-        advice = "name passages with negatives or scores pos and neg, each a list" if layout == "text" else "keep one"
-        _bad(row, f"holds {found[0]} beside {layout}, which are of different layouts; {advice}")
-    misspelt = _misspelt(tuple(fields), (*read[1:], *_SCORES) if layout != "text" else ("neg",))
+    for first, names in _PASSAGES.items():
+        other = next((name for name in names if _filled(fields.get(name))), None)
+        if first in (layout, "text") or other is None:
+            continue
+        advice = (
+            "keep one of the two" if other == first else f"rename {other} to {read[1]}" if len(read) > 1 else _LISTS
+        )
+        _bad(row, f"holds {other} beside {layout}, which are of different layouts; {advice}")
+    scores = next((name for name in _SCORES if layout == "text" and _filled(fields.get(name))), None)
+    if scores is not None:
+        _bad(row, f"holds {scores} beside text, which has none; {_LISTS}")
+    names = tuple(name for name, value in fields.items() if _filled(value))
+    misspelt = _misspelt(names, ("neg",) if layout == "text" else (*read[1:], *_SCORES))
     if misspelt is not None:
         _bad(row, "no field {}, but {!r}; rename it".format(*misspelt))
+
+
+def _filled(value: Any) -> bool:
+    return value is not None and value != [] and value != ""
 
 
 @functools.lru_cache

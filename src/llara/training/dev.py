@@ -41,22 +41,17 @@ class Pool(NamedTuple):
     positives: Tensor
 
 
-def draw_queries(
-    dev: Sequence[ExampleSet], config: FinetuneConfig, rng: np.random.Generator
-) -> tuple[list[Asked], list[tuple[int, int]], dict[Asked, list[int]]]:
-    """Draws `dev_queries` of the queries of the dev sets; rows of a set with equal queries are one.
+def shuffle_queries(dev: Sequence[ExampleSet], rng: np.random.Generator) -> tuple[list[Asked], dict[Asked, list[int]]]:
+    """Returns the queries of the dev sets in a random order, and the rows of each one in its set.
 
-    Returns:
-        The queries, the set and row of every example of another query, and the rows of each query in its set.
+    Rows of a set with equal queries are one query; of another set they are not, whose prompt may differ.
     """
     rows: dict[Asked, list[int]] = {}
     for number, examples in enumerate(dev):
         for row in range(len(examples)):
             rows.setdefault((number, examples[row].query), []).append(row)
     asked = list(rows)
-    order = [asked[int(each)] for each in rng.permutation(len(asked))]
-    others = [(each[0], row) for each in order[config.dev_queries :] for row in rows[each]]
-    return order[: config.dev_queries], others, rows
+    return [asked[int(each)] for each in rng.permutation(len(asked))], rows
 
 
 def note_overlap(config: FinetuneConfig) -> None:
@@ -74,7 +69,9 @@ def make_pool(
     Their own all count, however many they are. Equal texts are one passage. The others are of dev, then of train.
     """
     rng = np.random.default_rng([config.seed, 4])
-    chosen, others, rows = draw_queries(dev, config, rng)
+    order, rows = shuffle_queries(dev, rng)
+    chosen = order[: config.dev_queries]
+    others = [(each[0], row) for each in order[config.dev_queries :] for row in rows[each]]
     entered: dict[str, tuple[int, int]] = {}  # text: its number in the pool and its set
     queries: list[tuple[int, str]] = []
     pairs: list[list[int]] = []

@@ -15,7 +15,7 @@ from llara.errors import DataError
 from llara.losses.listwise import listwise_softmax
 from llara.progress import note
 from llara.reranker import Reranker
-from llara.training.dev import NAMES, draw_queries, note_overlap, ranked
+from llara.training.dev import NAMES, note_overlap, ranked, shuffle_queries
 
 
 class _List(NamedTuple):
@@ -29,7 +29,7 @@ class ListMeasure:
     """Measures a reranker on held-out examples.
 
     Args:
-        dev: The held-out sets; queries without a hard negative are left out.
+        dev: The held-out sets; queries without a hard negative are passed over.
         model: The reranker that is trained.
         config: How many queries are drawn; the token budget.
 
@@ -42,8 +42,10 @@ class ListMeasure:
         self._rows: list[list[int]] = []
         self._lists: list[_List] = []
         encoder = model.bind()
-        chosen, _, places = draw_queries(dev, config, np.random.default_rng([config.seed, 4]))
-        for number, query in chosen:
+        order, places = shuffle_queries(dev, np.random.default_rng([config.seed, 4]))
+        for number, query in order:
+            if len(self._lists) == config.dev_queries:
+                break
             relevant, others = _documents(dev[number], places[number, query], model)
             if others:
                 start = len(self._rows)
