@@ -80,7 +80,7 @@ def make_wide(folder: Path) -> None:
     """Writes a decoder of hidden size 768 with random weights."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from llara.loading import MINI
+    from llara.hub import MINI
 
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(MINI)
@@ -106,7 +106,7 @@ def our_side(model: str, settings: dict[str, Any], texts: list[str], length: int
 
 
 def open_theirs(model: str, texts: list[str], length: int) -> Any:
-    from llara.loading import resolve
+    from llara.hub import resolve
 
     warnings.filterwarnings("ignore")
     from sentence_transformers import SentenceTransformer

@@ -6,8 +6,8 @@
 
 A cell is one arm with one seed: adapt, finetune, encode, search, measure, on three collections. A finished cell is one
 JSON file in `benchmarks/results/<name of the configuration>/`; `run` skips what is there, and a cell that was stopped
-goes on where it was; its models and vectors are deleted at its end, but with `--keep`. Cells run side by side, one
-thread each: small matrix products gain little from a second thread.
+goes on where it was. Its models and vectors are deleted at its end; `--keep` keeps them, and makes the models of
+finished cells again. Cells run side by side, one thread each: small matrix products gain little from a second thread.
 LLARA_DATA names the data folder.
 """
 
@@ -203,6 +203,8 @@ def run_cell(plan: Plan, arm: str, seed: int, *, keep: bool) -> None:
     began = time.monotonic()
     finetune(finetune_config)
     seconds["finetune"] = time.monotonic() - began
+    if plan.result(arm, seed).is_file():  # only the models were missing
+        return
     measured: dict[str, Any] = {}
     for name, path in collections(data).items():
         began = time.monotonic()
@@ -252,10 +254,15 @@ def measure(folder: Path, corpus: Path, split: str) -> dict[str, Any]:
 # All cells ------------------------------------------------------------------------------------------------------------
 
 
+def is_done(plan: Plan, arm: str, seed: int, *, keep: bool) -> bool:
+    """Tells whether a cell has its result, and, where they are to be kept, its models."""
+    return plan.result(arm, seed).is_file() and (not keep or (plan.work / f"{arm}-{seed}" / "model").is_dir())
+
+
 def run_all(plan: Plan, config: Path, arms: list[str], seeds: list[int], jobs: int, *, keep: bool) -> int:
     """Runs what is missing, `jobs` cells at a time; returns how many failed."""
     prepare(plan)
-    waiting = [(arm, seed) for seed in seeds for arm in arms if not plan.result(arm, seed).is_file()]
+    waiting = [(arm, seed) for seed in seeds for arm in arms if not is_done(plan, arm, seed, keep=keep)]
     running: dict[tuple[str, int], subprocess.Popen[bytes]] = {}
     failed = 0
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,6 +33,16 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the data folder {folder}")
     return folder
+
+
+@pytest.fixture
+def recipes_importable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Lets a test import the scripts of recipes/, as they import each other, and forgets them after it."""
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+    yield
+    for name, module in list(sys.modules.items()):
+        if Path(getattr(module, "__file__", None) or "/").parent == ROOT / "recipes":
+            del sys.modules[name]
 
 
 @pytest.fixture

@@ -1,23 +1,14 @@
 """The plans of recipes/ablation.py hold arms that can run, and its report says what the cells say."""
 
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("recipes_importable")
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 PLANS = sorted(RECIPES.glob("ablation*.toml"))
-
-
-@pytest.fixture(autouse=True)
-def recipes_importable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.syspath_prepend(str(RECIPES))
-    yield
-    for name in ("ablation", "ablation_report", "measured", "scifact_report"):
-        sys.modules.pop(name, None)
 
 
 @pytest.mark.parametrize("path", PLANS, ids=lambda path: path.name)

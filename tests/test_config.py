@@ -39,6 +39,7 @@ VALUES: dict[str, dict[str, Any]] = {
         "fold": False, "remove_component": True, "sample": (Path("c"),), "plot": Path("p.svg"),
     },
     "evaluate": {"run": (Path("r1"), Path("r2")), "qrels": Path("q"), "metrics": ("nDCG@10",), "output": Path("o")},
+    "convert": {"model": "org/name@v1", "output": Path("o")},
     "verify": {"path": Path("p")},
     "doctor": {"offline": True},
     "plan adapt": {"model": "mini", "corpus": (Path(ODD),), "fleet": "8xH100-80GB", "calibrate": 0.5, "steps": 3},

@@ -36,6 +36,7 @@ LAYERS = (
         "projection",
         "parity",
         "kinds",
+        "hub",
         "agreement",
         "int8",
         "backends",
@@ -55,7 +56,7 @@ LAYERS = (
             "explain",
             "evaluate",
         ),
-        *("training", "plan", "verify", "doctor", "demo"),
+        *("training", "plan", "convert", "verify", "doctor", "demo"),
     ),
     ("cli", "__main__"),
 )

@@ -277,11 +277,16 @@ HERE = Path("i")
             ["--weights: must be 0 or more, one of them above 0", "--hybrid: the same index is given twice"],
         ),
         (
+            lambda: SearchConfig(query="x", index=HERE, method="relative", k=3.0, depth=2),
+            ["--method: goes with --hybrid", "--k: goes with --hybrid", "--depth: goes with --hybrid"],
+        ),
+        (
             lambda: EncodeConfig(model="m", corpus=(HERE,), output=HERE, expansion=True, fold=True, sparse_top_k=0),
             [
                 "--sparse-top-k: must be 1 or more, got 0",
                 "--expansion: goes with --sparse",
                 "--fold: goes with --sparse",
+                "--sparse-top-k: goes with --sparse",
             ],
         ),
     ],

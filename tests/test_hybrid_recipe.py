@@ -1,8 +1,6 @@
 """recipes/hybrid.py on a collection of twenty documents: all systems are measured, once, and compared."""
 
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +12,9 @@ from llara.evaluate import compare
 from llara.fuse import fuse
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("recipes_importable")
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 WORDS = ("sky", "blue", "air", "light", "file", "line", "read", "close", "vector", "number", "token", "model")
-
-
-@pytest.fixture(autouse=True)
-def recipes_importable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.syspath_prepend(str(RECIPES))
-    yield
-    for name in ("hybrid", "ablation", "measured", "scifact_report"):
-        sys.modules.pop(name, None)
 
 
 @pytest.fixture
@@ -93,6 +84,23 @@ def test_weights_are_those_that_are_best_on_dev() -> None:
     runs = {"dense": run("z", "b", "c", "a"), "bm25": run("a", "c", "b", "z")}
     assert hybrid.best_weights(("dense", "bm25"), runs, [Qrel("q", "a", 1)]) == (1.0, 2.0), "the least that is enough"
     assert hybrid.best_weights(("dense", "bm25"), runs, [Qrel("q", "z", 1)]) == (1.0, 1.0), "a tie goes to the later id"
+
+
+def test_the_weights_of_two_runs_are_written(collection: Path, tmp_path: Path) -> None:
+    import fusion_weights
+
+    # The first run has the relevant document second, the second one has it first; on test it is nowhere.
+    def run(shift: int) -> str:
+        rows = [(n, rank) for n in range(10) for rank in (0, 1)]
+        return "".join(f"q{n} Q0 d{n + (rank + shift) % 2} {rank + 1} {2.0 - rank} run\n" for n, rank in rows)
+
+    (tmp_path / "first").write_text(run(1))
+    (tmp_path / "second").write_text(run(0))
+    given = [str(tmp_path / name) for name in ("first", "second")]
+    assert fusion_weights.main([*given, str(collection), str(tmp_path / "weights")]) == 0
+    assert (tmp_path / "weights").read_text() == "1 2\n", "the least weight under which the second run decides"
+    assert fusion_weights.main([*reversed(given), str(collection), str(tmp_path / "weights")]) == 0
+    assert (tmp_path / "weights").read_text() == "1 0.5\n"
 
 
 def test_an_unknown_collection_is_named(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What a model may be called, where it runs, and in which dtype."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from llara import loading
 from llara.config import ModelConfig
 from llara.errors import ConfigError, ModelError
 from llara.hardware import WORKS
-from llara.loading import load_model, pick_device, pick_dtype, resolve
+from llara.hub import resolve
+from llara.loading import load_model, pick_device, pick_dtype
 from llara.templates import PAPER
 
 
@@ -55,16 +57,45 @@ def test_network_that_breaks_names_the_command(monkeypatch: pytest.MonkeyPatch) 
 def test_hub_id_takes_no_pickle_and_code_only_when_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[Any] = []
 
-    def record(name: str, *, allow_patterns: list[str], ignore_patterns: list[str], local_files_only: bool) -> str:
-        asked.append((name, "*.py" in allow_patterns, "*.safetensors" in allow_patterns, local_files_only))
+    def record(
+        name: str,
+        *,
+        revision: str | None,
+        allow_patterns: list[str],
+        ignore_patterns: list[str],
+        local_files_only: bool,
+    ) -> str:
+        asked.append((name, revision, "*.py" in allow_patterns, "*.safetensors" in allow_patterns, local_files_only))
         assert "consolidated*" in ignore_patterns
         assert not {"*", "*.bin", "*.pt", "*.pkl"} & set(allow_patterns)
         return str(tmp_path)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", record)
     assert resolve("some/model") == tmp_path
-    resolve("some/model", offline=True, remote_code=True)
-    assert asked == [("some/model", False, True, False), ("some/model", True, True, True)]
+    resolve("some/model@refs/pr/1", offline=True, remote_code=True)
+    assert asked == [("some/model", None, False, True, False), ("some/model", "refs/pr/1", True, True, True)]
+
+
+def test_a_revision_is_part_of_the_command_that_fetches_it() -> None:
+    with pytest.raises(ModelError, match=r"get it with: hf download nobody/no-such-model --revision v1$"):
+        resolve("nobody/no-such-model@v1", offline=True)
+
+
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [
+        ("SEQ_CLS", "is a reranker, which scores a query with a document"),
+        ("CAUSAL_LM", "is a PEFT adapter; merge it into its base model"),
+    ],
+)
+def test_an_adapter_from_the_hub_is_no_retriever(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, task: str, said: str
+) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"task_type": task}))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path))
+    with pytest.raises(ModelError, match=said):
+        resolve("some/adapter")
+    assert resolve("some/adapter", marks=("adapter_config.json",)) == tmp_path
 
 
 @pytest.mark.parametrize("name", ["no body/model", "nobody/..", "-x/y"])

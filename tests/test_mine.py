@@ -157,6 +157,22 @@ def test_no_judged_positive_and_no_copy_of_one_is_a_negative(folder: Path, index
     assert "d2" in judged_away  # judged, but not relevant
 
 
+def test_what_is_relevant_to_a_query_under_another_id_is_no_negative(folder: Path, index: Path) -> None:
+    """Collections ask the same thing twice; what answers one answers the other."""
+    whole = settings(folder, index=index, from_rank=1, to_rank=DOCUMENTS, negatives=DOCUMENTS)
+    mine(whole)
+    before = {line["query_id"]: {each["id"] for each in line["neg"]} for line in lines(whole.output)}
+    rows = lines(folder / "queries.jsonl")
+    rows[1]["text"] = f" {rows[0]['text'].upper()} "
+    (folder / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    mine(whole)
+    first, second = lines(whole.output)[:2]
+    relevant = [{each["id"] for each in line["pos"]} for line in (first, second)]
+    assert relevant[0] & before["q1"] and relevant[1] & before["q0"], "they were negatives of the other query"
+    for line in (first, second):
+        assert not {each["id"] for each in line["neg"]} & (relevant[0] | relevant[1])
+
+
 def test_the_file_depends_on_the_seed_and_not_on_the_blocks(
     folder: Path, index: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from llara.contract import Contract
 from llara.errors import ConfigError, DataError, ModelError
-from llara.loading import MINI
+from llara.hub import MINI
 from llara.model import EmbeddingModel
 from llara.templates import (
     DECODERS,

@@ -1,5 +1,6 @@
 """Tiny random rerankers: a decoder's trunk with a head of one output."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 from peft import LoraConfig, TaskType, get_peft_model
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
+from llara.contract import ADAPTER
 from llara.pairs import PairContract
 from llara.reranker import Reranker, quiet_peft
 from tests import tiny
@@ -41,9 +43,12 @@ def save_published(folder: Path, family: str = "llama", *, seed: int = 0, **chan
 
 
 def save_adapter(folder: Path, base: Path, *, seed: int = 1) -> Any:
-    """Writes a PEFT adapter over a base model, head included, as RankLLaMA was published; returns the PEFT model."""
+    """Writes a PEFT adapter over a base model, head included, as RankLLaMA was published; returns the PEFT model.
+
+    Its configuration names no modules that were saved beside the low-rank ones, though its weights hold the head.
+    """
     lm = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=torch.float32)
-    modules = ["q_proj", "v_proj", "o_proj", "down_proj", "up_proj", "gate_proj"]
+    modules = ["q_proj", "k_proj", "v_proj", "o_proj", "down_proj", "up_proj", "gate_proj"]
     settings = LoraConfig(task_type=TaskType.SEQ_CLS, r=4, lora_alpha=8, target_modules=modules)
     with quiet_peft(), torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -53,4 +58,6 @@ def save_adapter(folder: Path, base: Path, *, seed: int = 1) -> Any:
                 if "lora_B" in name or "modules_to_save" in name:
                     weight.normal_(0.0, 0.2)
         model.eval().save_pretrained(folder)
+    path = folder / ADAPTER
+    path.write_text(json.dumps({**json.loads(path.read_text()), "modules_to_save": None}))
     return model

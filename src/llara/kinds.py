@@ -32,17 +32,39 @@ def architectures(folder: Path) -> list[str]:
     return [str(each) for each in named] if isinstance(named, list) else []
 
 
+def is_published_reranker(folder: Path) -> bool:
+    """Tells a reranker without `llara.json`: a model for sequence classification, or an adapter of one."""
+    if contracts.is_adapter(folder):
+        try:
+            settings = read_json(folder / contracts.ADAPTER)
+        except StorageError:  # whoever opens the adapter says what is wrong with it
+            return False
+        return isinstance(settings, dict) and settings.get("task_type") == "SEQ_CLS"
+    kinds = architectures(folder)
+    return bool(kinds) and all(kind.endswith("ForSequenceClassification") for kind in kinds)
+
+
 def refuse_reranker(folder: Path) -> None:
-    """Refuses a published reranker, which has no `llara.json` that says so.
+    """Refuses a published reranker where a retriever belongs.
 
     Raises:
-        ModelError: The folder's configuration is that of a model for sequence classification.
+        ModelError: The folder's configuration is that of a model, or of an adapter, for sequence classification.
     """
-    kinds = architectures(folder)
-    if kinds and all(kind.endswith("ForSequenceClassification") for kind in kinds):
+    if is_published_reranker(folder):
         raise ModelError(
             f"{folder}: is {contracts.KINDS[contracts.RERANKER]}, and not {contracts.KINDS[contracts.FORMAT]}"
         )
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Refuses a PEFT adapter where a whole model belongs, and says what it is for.
+
+    Raises:
+        ModelError: It is one: of a reranker as RankLLaMA was published, or of another model.
+    """
+    if contracts.is_adapter(folder):
+        refuse_reranker(folder)
+        raise ModelError(f"{folder}: is a PEFT adapter; merge it into its base model (merge_and_unload) first")
 
 
 def is_encoder(folder: Path) -> bool:

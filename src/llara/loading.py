@@ -5,7 +5,7 @@ What it holds is told by `kinds.py`, how it is used by `agreement.py`; here it i
 
 import importlib.util
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +19,9 @@ from llara.backends import use_backend
 from llara.config import Dtype, ModelConfig, TrainConfig
 from llara.contract import Contract
 from llara.errors import ConfigError, MissingExtra, ModelError
-from llara.files import TEMPORARY, sha256_file, write_json_atomic
+from llara.files import sha256_file, write_json_atomic
 from llara.hardware import WORKS, probe_torch
+from llara.hub import CONVERT, resolve
 from llara.kinds import class_of, refuse_reranker
 from llara.model import EmbeddingModel
 from llara.parity import check_direction
@@ -28,12 +29,8 @@ from llara.progress import note
 from llara.projection import attach_projection
 from llara.templates import BoundTemplate, Template
 
-MINI = Path(__file__).parent / "assets" / "mini"
 LEAST_QUERY, LEAST_PASSAGE = 32, 96  # tokens of text that a default length leaves room for
 POOLER = "pooler"
-FOLDERS = "[!0-9]*/*"  # but for those of sentence-transformers, such as 1_Pooling: see `published.py`
-PROJECTIONS = "*_Dense/*.safetensors"  # small, and what the size of a vector is known by
-WEIGHTS = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 
 
 def load_model(
@@ -110,52 +107,6 @@ def with_room(contract: Contract, template: BoundTemplate, positions: int | None
         query_length=min(max(contract.query_length, query + LEAST_QUERY), limit),
         passage_length=min(max(contract.passage_length, passage + LEAST_PASSAGE), limit),
     )
-
-
-def resolve(
-    name: str,
-    *,
-    offline: bool = False,
-    remote_code: bool = False,
-    weights: bool = True,
-    marks: Sequence[str] = ("config.json",),
-) -> Path:
-    """Returns the local folder of a model: `mini`, a folder, or a hub id (downloaded into the hub's cache).
-
-    Without `weights`, those of a hub id are not downloaded, and may be missing from what is returned. A folder here
-    must hold one of the files in `marks`.
-    """
-    if name == "mini":
-        return MINI
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if folder.name.startswith(TEMPORARY):
-            raise ModelError(f"{folder}: was left by a save that did not finish; delete it")
-        if contracts.ADAPTER not in marks and contracts.is_adapter(folder):
-            raise ModelError(f"{folder}: is a PEFT adapter; merge it into its base model (merge_and_unload) first")
-        if not any((folder / mark).is_file() for mark in marks):
-            raise ModelError(f"{folder}: holds no model ({' or '.join(marks)} is missing)")
-        return folder
-    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
-        raise ModelError(f"{name}: no such folder, and not a hub id of the form organisation/name")
-    return _download(name, offline=offline, remote_code=remote_code, weights=weights)
-
-
-def _download(name: str, *, offline: bool, remote_code: bool, weights: bool) -> Path:
-    from huggingface_hub import constants, snapshot_download
-
-    patterns = [*WEIGHTS[0 if weights else 1 :], PROJECTIONS, *(["*.py"] if remote_code else [])]
-    try:
-        return Path(
-            snapshot_download(
-                name, allow_patterns=patterns, ignore_patterns=["consolidated*", FOLDERS], local_files_only=offline
-            )
-        )
-    except Exception as error:  # the hub's client lets errors of its HTTP library through
-        raise ModelError(
-            f"{name}: neither a folder here nor in the hub's cache ({constants.HF_HUB_CACHE}), and it could not be "
-            f"fetched ({type(error).__name__}); get it with: hf download {name}"
-        ) from error
 
 
 def _check_rows(model: EmbeddingModel, template: BoundTemplate, folder: Path) -> None:
@@ -287,7 +238,9 @@ def _quantization(config: ModelConfig) -> dict[str, Any]:
     return {"quantization_config": settings, "device_map": {"": device}}
 
 
-def read_weights(auto: Any, what: str, folder: Path, config: ModelConfig, **settings: Any) -> tuple[Any, set[str]]:
+def read_weights(
+    auto: Any, what: str, folder: Path, config: ModelConfig, name: str = "", **settings: Any
+) -> tuple[Any, set[str]]:
     """Returns a model in evaluation mode on its device, and the names of the weights that the folder lacks.
 
     Args:
@@ -295,6 +248,7 @@ def read_weights(auto: Any, what: str, folder: Path, config: ModelConfig, **sett
         what: What the model is loaded as, for errors.
         folder: Where config and safetensors are.
         config: How they are loaded.
+        name: What the user calls the model, where it is not the one of the configuration.
         settings: Further settings of the model's configuration.
 
     Raises:
@@ -306,8 +260,7 @@ def read_weights(auto: Any, what: str, folder: Path, config: ModelConfig, **sett
     if not list(folder.glob("*.safetensors")):
         other = ", ".join(sorted(path.name for path in folder.glob("*.bin"))) or "none"
         raise ModelError(
-            f"{folder}: holds no .safetensors weights (others: {other}); pickled weights are not read. "
-            "Convert them where you trust them, with from_pretrained and save_pretrained of transformers"
+            f"{folder}: holds no .safetensors weights (others: {other}); {CONVERT.format(name or config.model)}"
         )
     device = device_of(config)
     in_full = trains_in_full(config) or config.backend != "torch"  # another backend rounds by itself

@@ -87,7 +87,7 @@ def mine(config: MineConfig) -> MineResult:
         if scores is not None:
             _check_shared(scores, judged, config)
         source = _open_source(config, judged, stack)
-        miner = _Miner(config, source, scores, _open_store(config, judged, source, stack))
+        miner = _Miner(config, judged, source, scores, _open_store(config, judged, source, stack))
         shown = stack.enter_context(progress.Progress("mine", len(judged.queries), "queries"))
         write_atomic(config.output, map(_line, _count(miner.examples(judged.queries, shown), miner.counts, config)))
     save_settings(config.output, config)
@@ -138,7 +138,7 @@ def _count(examples: Iterable["_Example"], counts: Counter[str], config: MineCon
 
 _REASONS = {
     "beyond_margin": "beyond the margin",
-    "copies": "copies of a relevant document",
+    "copies": "relevant under another id of the query, or copies of a relevant document",
     "without_scores": "without a score of the reranker",
     "queries_without_scores": "queries without a relevant document that the reranker scored",
 }
@@ -290,8 +290,11 @@ class _Example:
 class _Miner:
     """Turns queries into examples, block by block."""
 
-    def __init__(self, config: MineConfig, source: _Source, scores: Run | None, store: DocumentStore) -> None:
+    def __init__(
+        self, config: MineConfig, judged: Judged, source: _Source, scores: Run | None, store: DocumentStore
+    ) -> None:
         self.config, self.source, self.scores, self.store = config, source, scores, store
+        self.elsewhere = judged.elsewhere
         self.counts: Counter[str] = Counter()
 
     def examples(self, queries: Sequence[Query], shown: progress.Progress) -> Iterator[_Example]:
@@ -321,8 +324,11 @@ class _Miner:
         return _Example(query, relevant, in_order(kept, query.id, self.config))
 
     def _add_positives(self, examples: Sequence[_Example]) -> None:
-        found = self.store.get_all(list({each for example in examples for each in example.relevant}))
+        elsewhere = {example.query.id: self.elsewhere.get(example.query.id, ()) for example in examples}
+        wanted = {each for example in examples for each in (*example.relevant, *elsewhere[example.query.id])}
+        found = self.store.get_all(list(wanted))
         for example in examples:
+            example.seen.update(_compared(found[each]) for each in elsewhere[example.query.id])
             for document_id, score in example.relevant.items():
                 document = found[document_id]
                 if (document.title, document.text) not in {(each.title, each.text) for each, _ in example.positives}:

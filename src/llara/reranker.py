@@ -27,8 +27,9 @@ from llara.batching import budget_batches
 from llara.config import ModelConfig
 from llara.errors import ConfigError, ModelError
 from llara.files import sha256_file
+from llara.hub import CONVERT, resolve
 from llara.int8 import is_int8, quantize_linears
-from llara.loading import first_line, load_tokenizer, read_weights, resolve
+from llara.loading import first_line, load_tokenizer, read_weights
 from llara.model import TOKEN_BUDGET, TOLERANCE, OnBatch, pad_id_of, pad_rows, positions_of
 from llara.pairs import PairContract, PairEncoder, load_pair_template
 from llara.progress import note
@@ -160,8 +161,9 @@ class Reranker:
         """Returns the scores of one padded batch, float32 [B]; ids int64 [B, W], ends int64 [B] count real tokens."""
         states = self.lm.base_model(input_ids=ids, attention_mask=None, use_cache=False).last_hidden_state
         last = states[torch.arange(len(ends), device=states.device), ends - 1]
-        head = getattr(self.lm, HEAD)  # in float32 while it is trained
-        scores: Tensor = head(last.to(head.weight.dtype))[:, 0].float()
+        head = getattr(self.lm, HEAD)
+        with torch.autocast(last.device.type, enabled=False):  # or scores that are told apart would be rounded alike
+            scores: Tensor = head(last.to(head.weight.dtype))[:, 0].float()
         return scores
 
     def save(self, folder: Path, extra_files: dict[str, str] | None = None) -> None:
@@ -246,11 +248,11 @@ def load_reranker(
     adapter = contracts.is_adapter(folder)
     if base is not None and not adapter:
         raise ConfigError(f"--base: goes with an adapter, and {config.model} is a whole model; leave it out")
-    below = _base_of(folder, config, base) if adapter else folder
+    below, name = _base_of(folder, config, base) if adapter else (folder, config.model)
     has_tokenizer = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
     tokenizer = load_tokenizer(folder if has_tokenizer else below, config)
     contract = _agree(record, config, tokenizer, folder, for_training=for_training)
-    lm = _load_classifier(below, config, needs_head=not (for_training or adapter))
+    lm = _load_classifier(below, config, name, needs_head=not (for_training or adapter))
     if adapter:
         lm = _merge_adapter(lm, folder, needs_head=not _has_head(below))
     model = Reranker(lm, tokenizer, contract, lambda: _fingerprint(record, {folder, below}, contract), config.model)
@@ -286,11 +288,11 @@ def _agree(
     return asked
 
 
-def _load_classifier(folder: Path, config: ModelConfig, *, needs_head: bool) -> Any:
+def _load_classifier(folder: Path, config: ModelConfig, name: str, *, needs_head: bool) -> Any:
     from transformers import AutoModelForSequenceClassification
 
     lm, missing = read_weights(
-        AutoModelForSequenceClassification, "a reranker with one score", folder, config, num_labels=1
+        AutoModelForSequenceClassification, "a reranker with one score", folder, config, name, num_labels=1
     )
     head = getattr(lm, HEAD, None)
     if not isinstance(head, nn.Linear) or lm.base_model is lm:
@@ -309,17 +311,14 @@ def _load_classifier(folder: Path, config: ModelConfig, *, needs_head: bool) -> 
 # Adapters ----------------------------------------------------------------------------------------------------------
 
 
-def _base_of(folder: Path, config: ModelConfig, base: str | None) -> Path:
-    """Returns the folder of an adapter's base model.
+def _base_of(folder: Path, config: ModelConfig, base: str | None) -> tuple[Path, str]:
+    """Returns the folder of an adapter's base model, and what it is called.
 
     Raises:
         ModelError: The adapter's weights are pickled, or it names no base model.
     """
     if not (folder / ADAPTER_WEIGHTS).is_file():
-        raise ModelError(
-            f"{folder}: holds no {ADAPTER_WEIGHTS}; pickled weights are not read. Convert an adapter_model.bin where "
-            "you trust it: load it with torch.load(..., weights_only=True), save it with safetensors.torch.save_file"
-        )
+        raise ModelError(f"{folder}: holds no {ADAPTER_WEIGHTS}; {CONVERT.format(config.model)}")
     if base is None:
         try:
             named = json.loads((folder / contracts.ADAPTER).read_text(encoding="utf-8")).get("base_model_name_or_path")
@@ -330,7 +329,7 @@ def _base_of(folder: Path, config: ModelConfig, base: str | None) -> Path:
         base = named
         note(f"{folder}: an adapter of {base}, which is opened with it")
     try:
-        return resolve(base, offline=config.offline, remote_code=config.trust_remote_code)
+        return resolve(base, offline=config.offline, remote_code=config.trust_remote_code), base
     except ModelError as error:
         raise ModelError(
             f"{error}; this is the base model of the adapter {folder}, give another place with --base"

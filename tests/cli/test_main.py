@@ -77,7 +77,7 @@ def test_help_lists_the_commands_in_the_order_of_the_job(
     assert positions == sorted(positions)
     assert [command.name for command in COMMANDS] == [
         "demo", "plan adapt", "plan encode", "plan index", "adapt", "finetune", "encode", "index", "search",
-        "rerank", "fuse", "mine", "evaluate", "explain", "verify", "doctor",
+        "rerank", "fuse", "mine", "evaluate", "explain", "convert", "verify", "doctor",
     ]  # fmt: skip
 
 

@@ -45,8 +45,8 @@ def test_texts_and_objects(write: Write) -> None:
             "the field neg must be a list of texts or of objects with title and text, but is a string",
         ),
         (
-            {"query": "q", "pos": ["a"], "neg": None},
-            "the field neg must be a list of texts or of objects with title and text, but is null",
+            {"query": "q", "pos": None},
+            "the field pos must be a list of texts or of objects with title and text, but is null",
         ),
         ({"query": "q", "pos": []}, "pos is empty: an example needs at least one relevant passage"),
         ({"query": "q"}, "no field pos"),

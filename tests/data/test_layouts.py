@@ -152,6 +152,38 @@ SCORED = {"query": "q", "pos": ["a"], "neg": ["b", "c"]}
         ({**IDS, "query_text": ""}, "empty query"),
         ({"query": "q", "text": ""}, "empty passage"),
         ({"query": "q", "text": ["a"]}, "the field text is not text but a list"),
+        (
+            {"query": "q", "text": "a", "neg": "b"},
+            "holds neg beside text, which are of different layouts; name passages",
+        ),
+        (
+            {"query": "q", "text": "a", "pos_scores": [1]},
+            "holds pos_scores beside text, which has none; name passages",
+        ),
+        ({"query": "q", "text": "a", "negs": ["b"]}, "no field neg, but 'negs'; rename it"),
+        ({"query": "q", "text": "a", "negative": "b"}, "no field neg, but 'negative'; rename it"),
+        ({"query": "q", "pos": ["a"], "hard_negatives": ["b"]}, "no field neg, but 'hard_negatives'; rename it"),
+        (
+            {"query": "q", "pos": ["a"], "negative_passages": ["b"]},
+            "holds negative_passages beside pos, which are of different layouts; rename negative_passages to neg",
+        ),
+        (
+            {"query": "q", "positive_passages": ["a"], "neg": ["b"]},
+            "holds neg beside positive_passages, which are of different layouts; rename neg to negative_passages",
+        ),
+        (
+            {"query_text": "q", "positive_document_ids": ["1"], "neg": ["b"]},
+            "holds neg beside positive_document_ids, which are of different layouts; rename neg to negative_",
+        ),
+        (
+            {"query": "q", "pos": ["a"], "positive_passages": ["b"]},
+            "holds pos beside positive_passages, which are of different layouts; keep one of the two",
+        ),
+        (
+            {"query": "q", "pos": ["a"], "neg": None, "hard_negatives": ["b"]},
+            "no field neg, but 'hard_negatives'; rename",
+        ),
+        ({"query_text": "q", "positive_document_ids": ["1"], "negative_document_ids": ""}, "the field negative_docu"),
     ],
 )
 def test_bad_objects(write: Write, row: Any, expected: str) -> None:
@@ -189,3 +221,17 @@ def test_bad_columns(write: Write, first: str, line: str, options: dict[str, boo
 def test_the_first_of_bad_rows_is_named_before_the_rest_is_read(write: Write) -> None:
     rows = read_training_rows(write("t.jsonl", [{"query": "q", "pos": ["a"]}, {"query": "q"}]))
     assert next(rows) == TrainingRow(str(write("t.jsonl", [])), 1, "q", texts("a"))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"query": "q", "pos": ["a"], "neg": None, "negative_passages": None, "text": "metadata"},
+        {"query": "q", "positive_passages": ["a"], "negative_passages": None, "neg": []},
+        {"query": "q", "text": "a", "pos": None, "neg": None, "neg_scores": None},
+        {"query": "q", "text": "metadata", "pos": ["a"], "positive_passages": [], "negatives": None, "Negatives": []},
+    ],
+)
+def test_columns_that_a_table_leaves_empty_are_no_passages(write: Write, row: Any) -> None:
+    path = write("t.jsonl", [row])
+    assert list(read_training_rows(path)) == [TrainingRow(str(path), 1, "q", texts("a"))]

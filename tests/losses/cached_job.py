@@ -29,6 +29,7 @@ QUERIES = 5
 LENGTHS = (4, 6, 3, 9, 5, 12, 7, 11, 5, 8, 8, 13, 6, 4, 10)  # of the queries, then of the passages
 POSITIVES = torch.tensor([0, 2, 5, 6, 8])
 CPU = torch.device("cpu")
+DROPOUT = 0.3
 Encode = Callable[[list[int]], Tensor]
 
 
@@ -120,15 +121,44 @@ class Encoder(nn.Module):
         return cache.surrogate(number, gradient)
 
 
-def one_of_two(rank: int) -> dict[str, Any]:
-    """Encodes this rank's rows and gives the gradients summed over both ranks."""
-    model, rows = make_model(torch.float64, lora=True, dropout=0.0), token_rows()
+def rows_of(rank: int) -> tuple[list[int], list[list[int]]]:
+    """The numbers of a rank's rows, its queries first, and its chunks of them; the last chunk of rank 0 is not full."""
     queries = [0, 1, 2] if rank == 0 else [3, 4]
-    passages = list(range(QUERIES, QUERIES + 6)) if rank == 0 else list(range(QUERIES + 6, len(rows)))
-    numbers, size = [*queries, *passages], 3 if rank == 0 else 1
-    chunks = [numbers[start : start + size] for start in range(0, len(numbers), size)]
+    passages = list(range(QUERIES, QUERIES + 6)) if rank == 0 else list(range(QUERIES + 6, len(LENGTHS)))
+    numbers, size = [*queries, *passages], 4 if rank == 0 else 1
+    return numbers, [numbers[start : start + size] for start in range(0, len(numbers), size)]
+
+
+def seed_of(rank: int) -> int:
+    """What decides which units a rank drops."""
+    return 20 + rank
+
+
+def plain_gradients_of_two(model: EmbeddingModel, rows: list[list[int]], temperature: float) -> tuple[float, Tensor]:
+    """All chunks of both ranks with their graphs, each rank's under its own seed, and one backward pass."""
+    model.lm.zero_grad()
+    encode = encoder(model, rows)
+    vectors: list[Tensor] = [torch.empty(0)] * len(rows)
+    for rank in (0, 1):
+        torch.manual_seed(seed_of(rank))
+        numbers, chunks = rows_of(rank)
+        for number, vector in zip(numbers, torch.cat([encode(chunk) for chunk in chunks]), strict=True):
+            vectors[number] = vector
+    found = torch.stack(vectors)
+    loss = InfoNCE(POSITIVES, temperature)(found[:QUERIES], found[QUERIES:], slice(0, QUERIES))
+    loss.backward()
+    return float(loss.detach()), gradients(model)
+
+
+def one_of_two(rank: int) -> dict[str, Any]:
+    """Encodes this rank's rows, with dropout, and gives the gradients summed over both ranks."""
+    model, rows = make_model(torch.float64, lora=True, dropout=DROPOUT), token_rows()
+    numbers, chunks = rows_of(rank)
+    queries = [number for number in numbers if number < QUERIES]
+    passages = numbers[len(queries) :]
     module = DistributedDataParallel(Encoder(model))
     places = [torch.tensor([numbers.index(number) for number in chunk]) for chunk in chunks]
+    torch.manual_seed(seed_of(rank))
     cache = GradCache(encoder(model, rows), chunks, places, CPU, keep=1)
     vectors = cache.vectors()
     everything, start = gather_rows(vectors[len(queries) :])

@@ -1,5 +1,6 @@
 """GradCache against the plain loss over the same chunks, with dropout, LoRA, and two processes."""
 
+import inspect
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ from llara.losses.cached import GradCache, RandomStates, gather_rows, own_gradie
 from llara.losses.contrast import InfoNCE
 from llara.losses.rows import row_gradients
 from tests.losses.cached_job import (
+    DROPOUT,
     LENGTHS,
     POSITIVES,
     QUERIES,
@@ -24,6 +26,7 @@ from tests.losses.cached_job import (
     encoder,
     make_model,
     plain_gradients,
+    plain_gradients_of_two,
     relative,
     token_rows,
     trained,
@@ -119,6 +122,21 @@ def test_rewound_gives_the_same_numbers_and_leaves_the_stream_alone() -> None:
     assert torch.equal(torch.get_rng_state(), following)
 
 
+def test_another_device_has_its_own_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dropout on an Apple GPU draws from that GPU's generator."""
+    for function in (torch.mps.get_rng_state, torch.cuda.get_rng_state):
+        inspect.signature(function).bind(torch.device("mps"))  # TypeError where it takes no device
+    state = torch.tensor([1], dtype=torch.uint8)
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda device: state.clone())
+    monkeypatch.setattr(torch.mps, "set_rng_state", lambda new, device: state.copy_(new))
+    states = RandomStates(1, torch.device("mps"))
+    states.record(0)
+    state.fill_(2)
+    with states.rewound(0):
+        assert state.item() == 1
+    assert state.item() == 2
+
+
 def test_alone_nothing_is_gathered() -> None:
     rows = torch.rand(3, 2, requires_grad=True)
     gathered, start = gather_rows(rows)
@@ -153,11 +171,14 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, An
 
 
 def test_two_processes_compare_with_each_others_passages(two_processes: list[dict[str, Any]]) -> None:
-    model, rows = make_model(torch.float64, lora=True, dropout=0.0), token_rows()
-    loss, expected = plain_gradients(model, rows, chunks_of(100), 0.05)
+    """With dropout, LoRA, uneven shares, and chunks of other sizes, one of them not full."""
+    model, rows = make_model(torch.float64, lora=True, dropout=DROPOUT), token_rows()
+    loss, expected = plain_gradients_of_two(model, rows, 0.05)
     assert sum(answer["loss"] for answer in two_processes) == pytest.approx(loss, rel=1e-12)
     for answer in two_processes:
         assert relative(torch.tensor(answer["gradient"], dtype=torch.float64), expected) < 1e-12
+    _, otherwise = plain_gradients(model, rows, chunks_of(100), 0.05)
+    assert relative(otherwise, expected) > 1e-3, "dropout decides the gradients"
 
 
 def test_processes_may_differ_in_passages_and_chunks(two_processes: list[dict[str, Any]]) -> None:

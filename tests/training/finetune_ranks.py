@@ -16,6 +16,7 @@ import torch
 
 from llara.training import finetune as finetune_module
 from llara.training import trainer as trainer_module
+from llara.training.dev import DevMeasure
 from llara.training.finetune import finetune
 from llara.training.sharding import is_sharded
 from llara.training.trainer import JobTrainer
@@ -39,7 +40,7 @@ SETTINGS: dict[str, Any] = {
 KILLED_AT = 3
 
 
-def run(base: Path, train: Path, where: Path, batch_size: int, killed: int | None = None) -> None:
+def run(base: Path, train: Path, where: Path, batch_size: int, killed: int | None = None, **changes: Any) -> None:
     """Fine-tunes, and writes down how many passes each batch had; `killed` is a step to die in."""
     rank = int(os.environ.get("RANK", "0"))
     original = JobTrainer.training_step
@@ -52,9 +53,18 @@ def run(base: Path, train: Path, where: Path, batch_size: int, killed: int | Non
         return original(self, model, inputs, counts)
 
     JobTrainer.training_step = training_step  # type: ignore[method-assign]
-    config = finetune_config(base, train, where / "model", batch_size=batch_size, dev=(train,), **SETTINGS)
+    chosen = {**SETTINGS, **changes}
+    config = finetune_config(base, train, where / "model", batch_size=batch_size, dev=(train,), **chosen)
     result = finetune(config)
     (where / f"result-{rank}.json").write_text(json.dumps([result.steps, dict(result.log)]))
+
+
+def run_apart(base: Path, train: Path, where: Path) -> None:
+    """Fine-tunes with a patience of one, where what rank 0 measures falls in the end and what rank 1 measures rises."""
+    rank = int(os.environ["RANK"])
+    values = iter((0.4, 0.5, 0.3, 0.2) if rank == 0 else (0.1, 0.2, 0.3, 0.4))
+    DevMeasure.__call__ = lambda self, module: {"dev_ndcg": next(values)}  # type: ignore[method-assign]
+    run(base, train, where, 3, measure_every=1, patience=1)
 
 
 def run_sharded(base: Path, train: Path, where: Path, batch_size: int) -> None:
@@ -83,12 +93,17 @@ def main() -> None:
         (folder / name).mkdir(parents=True, exist_ok=True)
         return fork_ranks(lambda _: run_sharded(base, train, folder / name, 3))
 
+    def apart(name: str) -> list[int]:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        return fork_ranks(lambda _: run_apart(base, train, folder / name))
+
     codes = {
         "alone": scenario("alone", 1, 6),
         "together": scenario("together", 2, 3),
         "killed": scenario("killed", 2, 3, KILLED_AT),
         "resumed": scenario("killed", 2, 3),
         "sharded": sharded("sharded"),
+        "apart": apart("apart"),
     }
     (folder / "codes.json").write_text(json.dumps(codes))
 

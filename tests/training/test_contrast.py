@@ -271,10 +271,27 @@ def test_loss_and_gradient_are_those_of_single_encodings(
 
 def test_kept_graphs_change_nothing(sets: list[ExampleSet], model: EmbeddingModel) -> None:
     passes = source_of(sets, model, token_budget=48).passes(0)
-    torch.manual_seed(0)
     made = [trained_step(ContrastModule(model, settings(graph_budget=budget)), passes)[2] for budget in (0, 60, 10**6)]
     assert torch.equal(made[0], made[1])
     assert torch.equal(made[0], made[2])
+
+
+def test_kept_graphs_change_nothing_with_dropout(sets: list[ExampleSet]) -> None:
+    """A pass that is encoded twice drops the units that it dropped before: a whole graph would have dropped them."""
+    model = tiny.model(attention_dropout=0.3)
+    passes = source_of(sets, model, token_budget=48).passes(0)
+
+    def gradient(graph_budget: int, seed: int) -> Tensor:
+        module = ContrastModule(model, settings(graph_budget=graph_budget))
+        model.lm.train()
+        torch.manual_seed(seed)
+        return trained_step(module, passes)[2]
+
+    whole = gradient(10**6, 0)
+    assert not torch.equal(whole, gradient(10**6, 1)), "dropout is on"
+    for budget in (0, 60):
+        found = gradient(budget, 0)
+        assert float((found - whole).norm() / whole.norm()) < 1e-6
 
 
 def test_a_loss_that_is_no_number_shows(sets: list[ExampleSet]) -> None:

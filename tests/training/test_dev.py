@@ -67,6 +67,19 @@ def test_a_pool_holds_the_queries_own_passages_then_those_of_other_examples(tmp_
     assert other.queries != pool.queries
 
 
+def test_rows_of_one_query_are_one_query_with_all_their_positives(tmp_path: Path) -> None:
+    """Pairs and triples have a row for each relevant passage; none of them is wrong for the query."""
+    rows = [row("same", ["first"]), row("other", ["third"]), row("same", ["second"], ["negative"])]
+    train, dev = sets_of(tmp_path, dev_rows(3, "t"), rows)
+    for seed in range(4):
+        pool = make_pool([dev], [train], settings(dev=DEV, dev_queries=1, seed=seed), tiny.model().contract)
+        ((_, query),) = pool.queries
+        found = {pool.passages[passage][1] for _, passage in pool.relevant.T.tolist()}
+        assert found == ({"first", "second"} if query == "same" else {"third"})
+    pool = make_pool([dev], [train], settings(dev=DEV, dev_queries=8), tiny.model().contract)
+    assert sorted(query for _, query in pool.queries) == ["other", "same"]
+
+
 def test_a_pool_is_no_larger_than_what_there_is(tmp_path: Path) -> None:
     train, dev = sets_of(tmp_path, dev_rows(3, "t"), dev_rows(3))
     pool = make_pool([dev], [train], settings(dev=DEV, dev_passages=1000), tiny.model().contract)

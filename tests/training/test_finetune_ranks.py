@@ -87,3 +87,12 @@ def test_a_run_of_two_that_lost_one_goes_on_where_it_was(runs: Path) -> None:
         for rank in (0, 1)
     ]
     assert all(result == results[0] for result in results)
+
+
+def test_processes_that_measure_differently_stop_and_choose_together(runs: Path) -> None:
+    """Their values may differ in a last digit; here they differ in everything."""
+    first, second = (json.loads((runs / "apart" / f"result-{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    steps, log = first
+    assert steps == 3, "the third measurement of rank 0 was no better than its second"
+    assert (log["best_step"], log["dev_ndcg"]) == (2, 0.5)

@@ -1,6 +1,7 @@
 """Training of rerankers: the objective, what a pass holds, what is trained, and what the folder says afterwards."""
 
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,15 @@ from llara.config import FinetuneConfig
 from llara.errors import ConfigError, DataError, ModelError
 from llara.loading import load_model
 from llara.reranker import Reranker, load_reranker
+from llara.training.dev import NAMES
+from llara.training.dev_lists import ListMeasure
 from llara.training.examples import ExampleDraw, open_examples
 from llara.training.finetune import finetune
 from llara.training.rerank import PairSource, RerankModule
 from llara.training.trainer import JobTrainer
 from tests import tiny
 from tests.tiny_reranker import reranker
-from tests.training.helpers import finetune_config, log_lines, sentence, weights, write_lines
+from tests.training.helpers import computed, finetune_config, log_lines, record, sentence, weights, write_lines
 
 EXAMPLES, NEGATIVES = 12, 3
 
@@ -216,8 +219,10 @@ def test_what_a_reranker_cannot_be_trained_on_is_named(base: Path, tmp_path: Pat
     with pytest.raises(ConfigError, match=r"--template: 'paper' is neither a file nor a reranker's template"):
         finetune(settings(base, bare, tmp_path / "out", template="paper"))
     with pytest.raises(ConfigError) as caught:
-        settings(base, bare, tmp_path, distill="kl", negatives=0, passage_length=9, matryoshka_dims=(2,), dev=(bare,))
-    for said in ("--distill", "--negatives", "--passage-length", "--matryoshka-dims", "--dev"):
+        settings(
+            base, bare, tmp_path, distill="kl", negatives=0, passage_length=9, matryoshka_dims=(2,), dev_passages=9
+        )
+    for said in ("--distill", "--negatives", "--passage-length", "--matryoshka-dims", "--dev-passages"):
         assert f"{said}: " in str(caught.value)
     with pytest.raises(ConfigError, match="--length: goes with --task rerank"):
         finetune_config(base, bare, tmp_path, length=30)
@@ -234,3 +239,89 @@ def test_the_preset_says_what_was_published_and_trains_a_llama(root: Path, base:
     assert finetune(FinetuneConfig(**{**values, "lora_modules": maps, **made, "batch_size": 2})).steps == 2
     contract = Reranker.load(str(tmp_path / "out"), device="cpu").contract
     assert (contract.template.name, contract.query_length, contract.length) == ("rankllama", 32, 228)
+
+
+# Held-out examples ----------------------------------------------------------------------------------------------------
+
+
+def dev_rows() -> list[dict[str, Any]]:
+    """One query stands in two rows, of which one calls relevant what the other does not; one query has no negative."""
+    made = [
+        {"query": f"why {n}", "pos": [f"the sky is blue {n}"], "neg": [f"read {n}", f"a file {n}"]} for n in range(3)
+    ]
+    made.append({"query": "why 0", "pos": ["the air", "a file 0"], "neg": ["light"]})
+    return [*made, {"query": "alone", "pos": ["nothing to compare"]}]
+
+
+def test_a_measurement_equals_single_scores_and_their_ranks(tmp_path: Path, train: Path) -> None:
+    dev = write_lines(tmp_path / "dev.jsonl", dev_rows())
+    config = settings("mini", train, tmp_path / "out", dev=(dev,), dev_queries=9)
+    model = reranker(query_length=20, length=56)
+    sets = open_examples(tmp_path / "examples", config).dev
+    found = ListMeasure(sets, model, config)()
+    few = ListMeasure(sets, model, replace(config, dev_queries=3))()
+    assert few == found, "the query without a negative takes no other's place"
+    expected = np.zeros(3)
+    lists = {
+        "why 0": (["the sky is blue 0", "the air", "a file 0"], ["read 0", "light"]),
+        **{f"why {n}": ([f"the sky is blue {n}"], [f"read {n}", f"a file {n}"]) for n in (1, 2)},
+    }
+    for query, (relevant, others) in lists.items():
+        scores = [float(model.score([query], [text])[0]) for text in (*relevant, *others)]
+        order = sorted(range(len(scores)), key=lambda each: -scores[each])
+        gains = [1 / np.log2(rank + 2) for rank, each in enumerate(order) if each < len(relevant)]
+        best = sum(1 / np.log2(rank + 2) for rank in range(len(relevant)))
+        first_rank = next(rank for rank, each in enumerate(order, 1) if each < len(relevant))
+        against = np.array([scores[0], *scores[len(relevant) :]])
+        loss = np.log(np.exp(against - against[0]).sum())
+        expected += [loss, sum(gains) / best, 1 / first_rank]
+    assert [found[name] for name in NAMES] == pytest.approx((expected / 3).tolist(), rel=1e-4)
+
+
+def test_the_best_step_is_kept_and_patience_ends_a_run(
+    tmp_path: Path, base: Path, train: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = iter((0.2, 0.6, 0.4, 0.3, 0.9))
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def measured(self: ListMeasure) -> dict[str, float]:
+        seen.append({name: value.clone() for name, value in self._model.lm.state_dict().items()})
+        return {"dev_ndcg": next(values)}
+
+    monkeypatch.setattr(ListMeasure, "__call__", measured)
+    config = settings(base, train, tmp_path / "out", steps=10, dev=(train,), measure_every=2, patience=2)
+    result = finetune(config)
+    assert (result.steps, result.log["best_step"], result.log["dev_ndcg"]) == (8, 4, 0.6)
+    saved = weights(config.output)
+    assert all(torch.equal(saved[name], seen[1][name]) for name in saved)
+
+
+def test_a_measured_run_that_was_killed_goes_on_as_if_it_had_not_been(
+    tmp_path: Path, base: Path, train: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = {"steps": 6, "measure_every": 2, "save_every": 2, "log_every": 2, "patience": 2, "lora_rank": 2}
+    whole, broken = (
+        settings(base, train, tmp_path / name, dev=(train,), learning_rate=1e-2, **more) for name in ("a", "b")
+    )
+    reference = finetune(whole)
+    assert 0 < reference.log["dev_ndcg"] <= 1
+    step = JobTrainer.training_step
+
+    def stops(self: Any, *rest: Any) -> Any:
+        if self.state.global_step == 3:
+            raise KeyboardInterrupt
+        return step(self, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(JobTrainer, "training_step", stops)
+        finetune(broken)
+    resumed = finetune(broken)
+    assert (resumed.steps, resumed.log) == (reference.steps, reference.log)
+    assert record(broken.output / "model.safetensors") == record(whole.output / "model.safetensors")
+    assert computed(broken.output) == computed(whole.output)
+
+
+def test_held_out_queries_without_negatives_are_nothing_to_measure_on(tmp_path: Path, base: Path, train: Path) -> None:
+    dev = write_lines(tmp_path / "dev.jsonl", [{"query": "why", "pos": ["the sky"], "neg": []}])
+    with pytest.raises(DataError, match=r"dev\.jsonl: no held-out query has a hard negative"):
+        finetune(settings(base, train, tmp_path / "out", steps=2, dev=(dev,)))

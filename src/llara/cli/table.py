@@ -127,6 +127,13 @@ COMMANDS = (
         "llara.explain.job:explain",
     ),
     Command(
+        "convert",
+        "Make a folder with safetensors of weights that were published as pickles; nothing in them is run.",
+        "llara convert --model MODEL --output DIR",
+        "ConvertConfig",
+        "llara.convert:convert",
+    ),
+    Command(
         "verify",
         "Recompute checksums, counts and a sample of vectors of a model, vectors or index folder.",
         "llara verify PATH",

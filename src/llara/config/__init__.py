@@ -10,6 +10,7 @@ from llara.config.base import ModelConfig as ModelConfig
 from llara.config.base import to_plain as to_plain
 from llara.config.base import to_toml as to_toml
 from llara.config.indexing import IndexConfig as IndexConfig
+from llara.config.others import ConvertConfig as ConvertConfig
 from llara.config.others import DemoConfig as DemoConfig
 from llara.config.others import ExplainConfig as ExplainConfig
 from llara.config.others import VerifyConfig as VerifyConfig

@@ -85,7 +85,8 @@ class ModelConfig(JobConfig):
     """How a model is loaded. Jobs that may run without one (BM25 search) leave `model` empty."""
 
     model: str = ""
-    """Model folder, hub id, or `mini` for the small base model inside the package."""
+    """Model folder, hub id (organisation/name, with @revision where it is not the main one), or `mini` for the small
+    base model inside the package."""
     template: str | None = None
     """paper, release or repllama for decoders; e5, bge, retromae, cls or mean for encoders; or a TOML file of your own.
     Default: what the model folder says, else paper."""

@@ -69,6 +69,16 @@ class ExplainConfig(ModelConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConvertConfig(JobConfig):
+    """Make a folder with safetensors of a model or adapter whose weights were published as pickles (.bin)."""
+
+    model: str
+    """The folder, or a hub id (organisation/name, with @revision where it is not the main one)."""
+    output: Path
+    """The folder to make."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class VerifyConfig(JobConfig):
     """Recompute every checksum and count of a model, vectors or index folder, and a sample of its vectors."""
 

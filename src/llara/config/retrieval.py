@@ -86,8 +86,7 @@ class EncodeConfig(ModelConfig):
         return problems
 
     def _sparse_problems(self) -> list[str]:
-        given = [name for name in ("expansion", "fold") if getattr(self, name)]
-        return [] if self.sparse else [f"--{name}: goes with --sparse" for name in given]
+        return self._only_with(self.sparse, "--sparse", "expansion", "fold", "sparse_top_k")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +148,7 @@ class SearchConfig(ModelConfig):
 
     def _hybrid_problems(self) -> list[str]:
         if not self.hybrid:
-            return ["--weights: goes with --hybrid"] if self.weights else []
+            return self._only_with(False, "--hybrid", "method", "weights", "k", "depth")
         indexes = [each.resolve() for each in (self.index, *self.hybrid)]
         problems = weight_problems(self.weights, len(indexes), "indexes")
         if len(set(indexes)) < len(indexes):

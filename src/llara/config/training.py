@@ -165,7 +165,7 @@ class AdaptConfig(TrainConfig):
 # Settings of fine-tuning that speak of vectors, which a reranker does not make.
 _OF_VECTORS = {
     *("temperature", "margin", "relative_margin", "distill", "matryoshka_dims", "query_prompts", "passage_prompts"),
-    *("dev", "quantize"),
+    *("dev_passages", "quantize"),
 }
 
 
@@ -222,7 +222,8 @@ class FinetuneConfig(TrainConfig):
     that memory does not grow with the batch. Default: 4096 on a CPU, one pass on a GPU. It decides memory and speed."""
     dev: tuple[Path, ...] = ()
     """Held-out examples in any layout that --train takes: every --measure-every steps their loss, nDCG@10 and MRR@10
-    are measured, and the weights of the best step by nDCG@10 are those that are saved."""
+    are measured, and the weights of the best step by nDCG@10 are those that are saved. With --task rerank a query's own
+    documents are ordered, those of neg among them."""
     dev_split: str = "dev"
     """Split of the collections given as --dev."""
     dev_queries: int = 256

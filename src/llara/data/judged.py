@@ -1,11 +1,12 @@
 """Judged queries: what a job works from that needs to know which documents are relevant to which query."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from llara.data.collections import BeirCollection, open_collection
 from llara.data.queries import read_query_file
+from llara.data.splits import normalise
 from llara.data.trec import read_qrel_lines
 from llara.errors import ConfigError, DataError
 from llara.records import Qrel, Query
@@ -18,12 +19,14 @@ class Judged:
     Attributes:
         queries: Those that have a relevant document, in the order of their file.
         relevant: The ids of each one's relevant documents, in the order of the judgements.
+        elsewhere: Of a query that stands under other ids, too, the documents that are relevant to it under any of them.
         without: How many queries were left out because nothing is relevant to them.
         path: Where the judgements stand.
     """
 
     queries: tuple[Query, ...]
     relevant: dict[str, tuple[str, ...]]
+    elsewhere: dict[str, tuple[str, ...]]
     without: int
     path: Path
     _lines: Callable[[], Iterable[tuple[int | None, Qrel]]]
@@ -63,7 +66,18 @@ def read_judged(queries: Path, qrels: Path | None, split: str) -> Judged:
         raise DataError(path, None, "no query has a relevant document")
     kept = tuple(query for query in found if query.id in relevant)
     ids = {query_id: tuple(documents) for query_id, documents in relevant.items()}
-    return Judged(kept, ids, len(found) - len(kept), path, lines)
+    return Judged(kept, ids, _elsewhere(kept, ids), len(found) - len(kept), path, lines)
+
+
+def _elsewhere(queries: Sequence[Query], relevant: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    alike: dict[str, list[str]] = {}
+    for query in queries:
+        alike.setdefault(normalise(query.text), []).append(query.id)
+    found: dict[str, tuple[str, ...]] = {}
+    for ids in alike.values():
+        if len(ids) > 1:
+            found |= dict.fromkeys(ids, tuple({document for query_id in ids for document in relevant[query_id]}))
+    return found
 
 
 def _judgements(path: Path, split: str) -> tuple[Path, Callable[[], Iterable[tuple[int | None, Qrel]]]]:

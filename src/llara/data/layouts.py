@@ -31,10 +31,17 @@ KNOWN = (
     "training data is JSON lines with query, pos, neg, or of Tevatron's layouts, a .tsv of pairs or triples, "
     "or a collection (BEIR folder, pairs, SQuAD JSON)"
 )
-_FIELDS = {
-    *("query", "pos", "neg", "positive_passages", "negative_passages", "query_text", "text", "query_id"),
-    *("positive_document_ids", "negative_document_ids", "pos_scores", "neg_scores"),
+# The fields that hold passages, by layout in the order in which they count; and what stands for negatives elsewhere.
+_PASSAGES = {
+    "positive_document_ids": ("positive_document_ids", "negative_document_ids"),
+    "positive_passages": ("positive_passages", "negative_passages"),
+    "pos": ("pos", "neg"),
+    "text": ("text",),
 }
+_SCORES = ("pos_scores", "neg_scores")
+_FIELDS = {"query", "query_text", "query_id", *_SCORES, *(name for names in _PASSAGES.values() for name in names)}
+_LISTS = "name passages with negatives or scores pos and neg, each a list"
+_NEGATIVES = ("negs", "negative", "negatives", "hard_negative", "hard_negatives")
 _MEDIA = ("query_image", "query_video", "query_audio")
 
 
@@ -65,8 +72,8 @@ def read_training_rows(path: Path, *, ids: bool = False) -> Iterator[TrainingRow
 
     Raises:
         DataError: A row that does not fit its layout, with file and line: no positive, empty text, a text or number
-            where a list belongs, a negative that is a positive, scores that are not as many as passages, a field whose
-            name is misspelt.
+            where a list belongs, a negative that is a positive, scores that are not as many as passages, passages or
+            scores under the names of another layout, a field whose name is misspelt.
     """
     columns = 0
     judged: list[tuple[Row, list[str]]] = []
@@ -93,14 +100,22 @@ def read_training_rows(path: Path, *, ids: bool = False) -> Iterator[TrainingRow
 
 def _from_object(row: Row) -> TrainingRow:
     fields = parse_object(row)
-    if "positive_document_ids" in fields:
+    # A field that is empty says nothing where another layout's is filled; alone it is an error of its own layout.
+    there = [name for name in _PASSAGES if name in fields]
+    layout = next((name for name in there if _filled(fields[name])), there[0] if there else "pos")
+    if layout == "positive_document_ids":
         return _from_ids(row, fields)
-    if "positive_passages" in fields:
+    if layout == "text" and "query" in fields:
+        return _from_pair(row, fields)
+    if layout == "positive_passages":
         return _from_texts(row, fields, "query", "positive_passages", "negative_passages")
-    if "text" in fields and "query" in fields and "pos" not in fields:
-        query = check_text(row, fields["query"], "query", "query")
-        return TrainingRow(row.path, row.line, query, (Passage(check_text(row, fields["text"], "passage")),))
     return _from_texts(row, fields, "query", "pos", "neg")
+
+
+def _from_pair(row: Row, fields: dict[str, Any]) -> TrainingRow:
+    _check_names(row, fields, "text")
+    query = check_text(row, fields["query"], "query", "query")
+    return TrainingRow(row.path, row.line, query, (Passage(check_text(row, fields["text"], "passage")),))
 
 
 def _from_texts(row: Row, fields: dict[str, Any], query_field: str, pos: str, neg: str) -> TrainingRow:
@@ -109,7 +124,7 @@ def _from_texts(row: Row, fields: dict[str, Any], query_field: str, pos: str, ne
             _bad(row, f"no field {name}{nearest(name, fields)}")
     query = check_text(row, fields[query_field], "query", query_field)
     positives = _passages(row, pos, fields[pos])
-    negatives = _passages(row, neg, fields.get(neg, []))
+    negatives = () if fields.get(neg) is None else _passages(row, neg, fields[neg])
     return _checked(row, query, positives, negatives, fields, pos, neg)
 
 
@@ -120,7 +135,8 @@ def _from_ids(row: Row, fields: dict[str, Any]) -> TrainingRow:
     name = "query" if "query_text" not in fields and "query" in fields else "query_text"
     query = check_text(row, fields.get(name), "query", name)
     pos, neg = "positive_document_ids", "negative_document_ids"
-    positives, negatives = _ids(row, pos, fields[pos]), _ids(row, neg, fields.get(neg) or [])
+    positives = _ids(row, pos, fields[pos])
+    negatives = () if fields.get(neg) is None else _ids(row, neg, fields[neg])
     return _checked(row, query, positives, negatives, fields, pos, neg)
 
 
@@ -141,9 +157,7 @@ def _checked(
         if _compared(passage) in same:
             shown = passage.id if isinstance(passage, ById) else passage.text[:60]
             _bad(row, f"{neg}[{number}] is also a positive: {shown!r}")
-    misspelt = _misspelt(tuple(fields), (neg, "pos_scores", "neg_scores"))
-    if misspelt is not None:
-        _bad(row, "no field {}, but {!r}; rename it".format(*misspelt))
+    _check_names(row, fields, pos)
     of_positives = _scores(row, "pos_scores", fields, positives, pos)
     of_negatives = _scores(row, "neg_scores", fields, negatives, neg)
     if of_positives and negatives and not of_negatives:
@@ -151,6 +165,33 @@ def _checked(
     if of_negatives and not of_positives:
         _bad(row, "has neg_scores but no pos_scores; a teacher scores all passages of a row, or none")
     return TrainingRow(row.path, row.line, query, positives, negatives, of_positives, of_negatives)
+
+
+def _check_names(row: Row, fields: dict[str, Any], layout: str) -> None:
+    """Refuses passages and scores under a name that the layout does not read: they would be left out silently.
+
+    Empty lists and nulls may stay, for a table has all columns in every row; so may a `text`, which is often metadata.
+    """
+    read = _PASSAGES[layout]
+    for first, names in _PASSAGES.items():
+        other = next((name for name in names if _filled(fields.get(name))), None)
+        if first in (layout, "text") or other is None:
+            continue
+        advice = (
+            "keep one of the two" if other == first else f"rename {other} to {read[1]}" if len(read) > 1 else _LISTS
+        )
+        _bad(row, f"holds {other} beside {layout}, which are of different layouts; {advice}")
+    scores = next((name for name in _SCORES if layout == "text" and _filled(fields.get(name))), None)
+    if scores is not None:
+        _bad(row, f"holds {scores} beside text, which has none; {_LISTS}")
+    names = tuple(name for name, value in fields.items() if _filled(value))
+    misspelt = _misspelt(names, ("neg",) if layout == "text" else (*read[1:], *_SCORES))
+    if misspelt is not None:
+        _bad(row, "no field {}, but {!r}; rename it".format(*misspelt))
+
+
+def _filled(value: Any) -> bool:
+    return value is not None and value != [] and value != ""
 
 
 @functools.lru_cache
@@ -161,7 +202,11 @@ def _misspelt(names: tuple[str, ...], optional: tuple[str, ...]) -> tuple[str, s
     """
     others = [name for name in names if name not in _FIELDS]
     for missing in optional:
-        found = difflib.get_close_matches(missing, others, n=1, cutoff=0.8) if missing not in names else []
+        if missing in names:
+            continue
+        found = difflib.get_close_matches(missing, others, n=1, cutoff=0.8)
+        if missing not in _SCORES:
+            found += [name for name in others if name.lower() in _NEGATIVES]
         if found:
             return missing, found[0]
     return None

@@ -15,8 +15,9 @@ from llara.errors import DataError, MissingExtra
 from llara.explain.align import Slots, collect, first_component, measure
 from llara.explain.records import ModelView, PairView, SaidTerm, SharedTerm, TextView
 from llara.explain.result import Explanation
+from llara.hub import resolve
 from llara.lexical import TermOptions, TermReader, Terms
-from llara.loading import load_model, resolve
+from llara.loading import load_model
 from llara.model import EmbeddingModel
 from llara.outputs import check_file_output, save_settings
 from llara.progress import Progress, hushed, note

@@ -30,6 +30,7 @@ Chunk = TypeVar("Chunk")
 class RandomStates:
     """The state of the random number generators before each chunk: the CPU's, and the device's where that is another.
 
+    Dropout draws from the device's: without its state a chunk's second pass would be of other vectors than its first.
     All lie in one block: what is kept between large blocks that come and go keeps their memory from being used again.
     """
 
@@ -54,13 +55,14 @@ class RandomStates:
             self._restore(present)
 
     def _present(self) -> list[Tensor]:
-        on_gpu = self._device.type == "cuda"
-        return [torch.get_rng_state(), *([torch.cuda.get_rng_state(self._device)] if on_gpu else [])]
+        if self._device.type == "cpu":
+            return [torch.get_rng_state()]
+        return [torch.get_rng_state(), torch.get_device_module(self._device).get_rng_state(self._device)]
 
     def _restore(self, states: Sequence[Tensor]) -> None:
         torch.set_rng_state(states[0].clone())
         for state in states[1:]:
-            torch.cuda.set_rng_state(state.clone(), self._device)
+            torch.get_device_module(self._device).set_rng_state(state.clone(), self._device)
 
 
 class GradCache(Generic[Chunk]):

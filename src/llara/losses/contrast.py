@@ -82,7 +82,9 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Returns the gradients on queries and passages."""
         queries, passages, scores = ctx.saved_tensors
-        return gradients[0] * (scores @ passages), gradients[0] * (scores.T @ queries), None, None, None, None
+        # In place: of many queries, the gradient on all passages is the largest block there is.
+        found = (scores @ passages).mul_(gradients[0]), (scores.T @ queries).mul_(gradients[0])
+        return *found, None, None, None, None
 
 
 def likely_false(

@@ -3,6 +3,7 @@
 Shapes: Q queries, P passages of the pool, D dimensions.
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -14,15 +15,18 @@ from torch import Tensor, nn
 
 from llara.config import FinetuneConfig
 from llara.contract import Contract
+from llara.data.collections import is_collection
 from llara.data.store import ExampleSet
 from llara.losses.contrast import InfoNCE
 from llara.losses.rows import row_slices
+from llara.progress import note
 from llara.training.contrast import ContrastSource
 from llara.training.trainer import to_device
 
 DEPTH = 10
 NAMES = ("dev_loss", "dev_ndcg", "dev_mrr")
 CRITERION = "dev_ndcg"
+Asked = tuple[int, str]  # the number of a set, and a query of it
 
 
 class Pool(NamedTuple):
@@ -37,6 +41,26 @@ class Pool(NamedTuple):
     positives: Tensor
 
 
+def shuffle_queries(dev: Sequence[ExampleSet], rng: np.random.Generator) -> tuple[list[Asked], dict[Asked, list[int]]]:
+    """Returns the queries of the dev sets in a random order, and the rows of each one in its set.
+
+    Rows of a set with equal queries are one query; of another set they are not, whose prompt may differ.
+    """
+    rows: dict[Asked, list[int]] = {}
+    for number, examples in enumerate(dev):
+        for row in range(len(examples)):
+            rows.setdefault((number, examples[row].query), []).append(row)
+    asked = list(rows)
+    return [asked[int(each)] for each in rng.permutation(len(asked))], rows
+
+
+def note_overlap(config: FinetuneConfig) -> None:
+    """Says which of the dev sets are trained on."""
+    for path in dict.fromkeys(config.dev):
+        if path in config.train and (config.split == config.dev_split or not is_collection(path)):
+            note(f"--dev: {path} is trained on, too, so the best step there need not be the best elsewhere")
+
+
 def make_pool(
     dev: Sequence[ExampleSet], train: Sequence[ExampleSet], config: FinetuneConfig, contract: Contract
 ) -> Pool:
@@ -45,9 +69,9 @@ def make_pool(
     Their own all count, however many they are. Equal texts are one passage. The others are of dev, then of train.
     """
     rng = np.random.default_rng([config.seed, 4])
-    places = [(number, row) for number, examples in enumerate(dev) for row in range(len(examples))]
-    order = [places[int(each)] for each in rng.permutation(len(places))]
-    chosen, others = order[: config.dev_queries], order[config.dev_queries :]
+    order, rows = shuffle_queries(dev, rng)
+    chosen = order[: config.dev_queries]
+    others = [(each[0], row) for each in order[config.dev_queries :] for row in rows[each]]
     entered: dict[str, tuple[int, int]] = {}  # text: its number in the pool and its set
     queries: list[tuple[int, str]] = []
     pairs: list[list[int]] = []
@@ -56,13 +80,13 @@ def make_pool(
     def enter(number: int, text: str) -> int:
         return entered.setdefault(text, (len(entered), number))[0]
 
-    for place, (number, row) in enumerate(chosen):
-        example = dev[number][row]
-        queries.append((number, example.query))
-        found = [enter(number, _text(dev[number], each, contract)) for each in example.positives]
+    for place, (number, query) in enumerate(chosen):
+        queries.append((number, query))
+        same = [dev[number][row] for row in rows[number, query]]
+        found = [enter(number, _text(dev[number], each, contract)) for example in same for each in example.positives]
         positives.append(found[0])
         pairs.extend([place, each] for each in dict.fromkeys(found))
-        for each in example.negatives:
+        for each in itertools.chain.from_iterable(example.negatives for example in same):
             enter(number, _text(dev[number], each, contract))
     for number, text in _fillers(dev, others, train, rng, contract):
         if len(entered) >= config.dev_passages:

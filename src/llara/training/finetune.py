@@ -5,7 +5,6 @@ from functools import partial
 
 from llara.config import FinetuneConfig
 from llara.contract import Contract
-from llara.data.collections import is_collection
 from llara.errors import DataError
 from llara.loading import load_model
 from llara.model import EmbeddingModel
@@ -13,7 +12,7 @@ from llara.parity import check_vectors
 from llara.progress import note
 from llara.training.arguments import steps_for
 from llara.training.contrast import ContrastModule, ContrastSource, matryoshka_of
-from llara.training.dev import DevMeasure, make_pool
+from llara.training.dev import DevMeasure, make_pool, note_overlap
 from llara.training.examples import ExampleDraw, Opened, check_data, data_identity, open_examples
 from llara.training.final import final_model
 from llara.training.learnable import check_learnable
@@ -77,9 +76,7 @@ def dev_measure(
     if pool.relevant.shape[1] == len(pool.queries) * len(pool.passages):
         reason = "each passage is relevant to each held-out query, so every step would be the best; add examples"
         raise DataError(", ".join(each.name for each in examples.dev), None, reason)
-    for path in dict.fromkeys(config.dev):
-        if path in config.train and (config.split == config.dev_split or not is_collection(path)):
-            note(f"--dev: {path} is trained on, too, so the best step there need not be the best elsewhere")
+    note_overlap(config)
     note(f"measuring on {len(pool.queries):,} held-out queries, each against {len(pool.passages):,} passages")
     return partial(DevMeasure(pool, source, config), module)
 

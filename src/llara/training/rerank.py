@@ -19,11 +19,13 @@ from llara.progress import note
 from llara.reranker import HEAD, Reranker, load_reranker
 from llara.training.arguments import shards, steps_for
 from llara.training.contrast import GRAPH_BUDGET
+from llara.training.dev_lists import ListMeasure
 from llara.training.examples import Drawn, ExampleDraw, check_data, data_identity, open_examples
 from llara.training.final import final_model
 from llara.training.learnable import check_learnable
 from llara.training.lora import add_lora
 from llara.training.opening import open_run
+from llara.training.selection import run_to_best
 from llara.training.trainer import Batch, JobTrainer, TrainModule
 from llara.training.workspace import TrainResult, Workspace
 
@@ -39,8 +41,8 @@ def finetune_reranker(config: FinetuneConfig) -> TrainResult:
 
     Raises:
         ConfigError: Settings that contradict the model or leave no room for text.
-        DataError: A row of the training data that does not fit, or no example with a negative; found before the first
-            step.
+        DataError: A row of the training data that does not fit, or no example with a negative, in training or held out;
+            found before the first step.
         ModelError: A model that cannot be loaded.
         StorageError: The output belongs to another configuration, or the disk is full.
     """
@@ -61,7 +63,9 @@ def finetune_reranker(config: FinetuneConfig) -> TrainResult:
         queries = config.batch_size * config.accumulation * ranks.world
         note(f"{sum(map(len, examples.train)):,} examples, {steps:,} steps of {queries} queries")
         module, source = RerankModule(model, config), PairSource(draw, model, config)
-        log = JobTrainer(module, source, config, work.folder, steps, "finetune (rerank)", ranks).run()
+        measure = ListMeasure(examples.dev, model, config) if examples.dev else None
+        trainer = JobTrainer(module, source, config, work.folder, steps, "finetune (rerank)", ranks, measure)
+        steps, log = run_to_best(trainer, config.patience) if measure else (steps, trainer.run())
         made = final_model(config, model, module, peft_model, ranks)
         getattr(made.lm, HEAD).to(made.lm.get_input_embeddings().weight.dtype)  # beside LoRA it was float32
         return work.publish(made, steps, log)

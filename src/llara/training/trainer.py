@@ -316,7 +316,8 @@ class JobTrainer(SavingTrainer):
         if self.measure is not None and self.measures_now():
             self.module.eval()
             with torch.no_grad(), self.accelerator.autocast():
-                values |= self.measure()
+                # Of the first process everywhere: what they choose and when they stop must not differ in a last digit.
+                values |= self.ranks.gather(self.measure())[0]
             close(self.module)
         self.meter.look(waited)
         return values
