@@ -143,7 +143,7 @@ def file_bytes(shape: Shape, rows: int) -> int:
         # Each vector, its level and where its links begin; the links of all its levels, 4 bytes each.
         shares = enumerate(faiss_any.vector_to_array(index.hnsw.assign_probas).tolist(), 1)
         links = sum(share * index.hnsw.cum_nb_neighbors(level) for level, share in shares)
-        return len(faiss_any.serialize_index(index)) + round(rows * (4 * shape.dim + 4 + 8 + 4 * links))
+        return int(len(faiss_any.serialize_index(index)) + round(rows * (4 * shape.dim + 4 + 8 + 4 * links)))
     nlist = int(shape.settings["nlist"])
     index.quantizer.add(np.zeros((nlist, shape.dim), np.float32))
     empty = len(faiss_any.serialize_index(index)) + (4 * shape.dim**2 if shape.type == "rabitq" else 0)
@@ -151,7 +151,7 @@ def file_bytes(shape: Shape, rows: int) -> int:
     if not shape.holds_codes:
         return int(empty + rows * (8 + lists.code_size) + 8 * nlist)
     blocks = math.ceil(rows / BLOCK) if nlist == 1 else rows / BLOCK + nlist * (BLOCK - 1) / (2 * BLOCK)
-    return round(empty + 8 * rows + blocks * lists.block_size)
+    return int(empty + 8 * rows + blocks * lists.block_size)
 
 
 def build_memory(shape: Shape, rows: int) -> int:
