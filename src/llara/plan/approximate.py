@@ -20,6 +20,7 @@ from llara.plan.measure import Clock
 
 TRIED = 4096  # vectors that the work is tried on
 COMPARED = 1024  # of them that are compared with as many lists as a part has
+LEARNED = 1 << 16  # vectors that one codebook is tried on, at most
 PER_CENTRE = 256  # vectors that FAISS lets a centroid learn from, at most
 BLOCK = 32  # codes that lie together where FAISS compares so many at once: the last ones of a list fill a whole block
 
@@ -44,10 +45,10 @@ class Speeds(NamedTuple):
     """Of a graph: how much more for each unit of the logarithm of its size."""
 
 
-def measure(folder: Path, block: Array, dtype: str, shape: Shape) -> tuple[Speeds, str]:
+def measure(folder: Path, block: Array, dtype: str, shape: Shape, rows: int) -> tuple[Speeds, str]:
     """Tries the work on some vectors [n, dim]; returns the speeds, and the metric as in `write_vectors`.
 
-    `shape` is that of a whole part, `dtype` that of its vectors on disk.
+    `shape` is that of a whole part of `rows` vectors, `dtype` that of these on disk.
     """
     clock = Clock()
     with clock.part("write"):
@@ -56,7 +57,7 @@ def measure(folder: Path, block: Array, dtype: str, shape: Shape) -> tuple[Speed
     if not shape.has_lists:
         return _measure_graph(byte, np.ascontiguousarray(block, np.float32), shape, written.metric), written.metric
     tried = np.ascontiguousarray(block[:TRIED], np.float32)
-    return _measure_lists(byte, tried, shape, written.metric, clock), written.metric
+    return _measure_lists(byte, tried, shape, rows, written.metric, clock), written.metric
 
 
 def _measure_graph(byte: float, tried: Array, shape: Shape, metric: str) -> Speeds:
@@ -72,7 +73,7 @@ def _measure_graph(byte: float, tried: Array, shape: Shape, metric: str) -> Spee
     return Speeds(byte, 0, 0, 0, 0, 0, whole - growth * logs[1], growth)
 
 
-def _measure_lists(byte: float, tried: Array, shape: Shape, metric: str, clock: Clock) -> Speeds:
+def _measure_lists(byte: float, tried: Array, shape: Shape, rows: int, metric: str, clock: Clock) -> Speeds:
     import faiss
 
     faiss_any: Any = faiss
@@ -90,8 +91,11 @@ def _measure_lists(byte: float, tried: Array, shape: Shape, metric: str, clock: 
         lists.train_q1(count, faiss_any.swig_ptr(tried), False, kind)
     with clock.part("compare with few"):
         lists.quantizer.search(tried, 1)
-    with clock.part("learn"):
-        lists.train(tried)
+    if shape.type == "ivfpq":
+        lists.is_trained = True  # how long adding takes does not depend on what the codes are
+    else:
+        with clock.part("learn"):
+            lists.train(tried)
     with clock.part("add"):
         lists.add(tried)
     centres = faiss_any.IndexFlat(shape.dim, kind)
@@ -100,16 +104,38 @@ def _measure_lists(byte: float, tried: Array, shape: Shape, metric: str, clock: 
         centres.search(tried[:COMPARED], 1)
     seconds = clock.seconds
     compared = seconds["compare with few"]
+    if shape.type == "ivfpq":
+        learn = _learn_codes(shape, rows, tried, clock)
+    else:
+        learn = max(seconds["learn"] - compared, 0.0) / count
     return Speeds(
         byte=byte,
         draw=seconds["draw"],
         rotate=seconds.get("rotate", 0.0) / count,
         compare=seconds["compare"] / (min(count, COMPARED) * nlist),
         centre=max(seconds["centres"] / ROUNDS - compared, 0.0) / count,
-        learn=max(seconds["learn"] - compared, 0.0) / count,
+        learn=learn,
         add=max(seconds["add"] - compared, 0.0) / count,
         growth=0,
     )
+
+
+def _learn_codes(shape: Shape, rows: int, tried: Array, clock: Clock) -> float:
+    """Returns how long a vector of the sample for codes takes, from the codebook of one piece.
+
+    Of as many vectors as a part learns from: FAISS compares many short vectors several times faster than few.
+    """
+    import faiss
+
+    faiss_any: Any = faiss
+    pieces, codes = int(shape.settings["pq_m"]), 1 << int(shape.settings["pq_bits"])
+    size, count = shape.dim // pieces, max(codes, min(_learned(shape, rows), LEARNED))
+    one = np.resize(np.ascontiguousarray(tried[:, :size]), (count, size))
+    settings = faiss_any.ClusteringParameters()
+    settings.min_points_per_centroid = 1
+    with clock.part("codes"):
+        faiss_any.Clustering(size, codes, settings).train(one, faiss_any.IndexFlatL2(size))
+    return pieces * clock.seconds["codes"] / count
 
 
 def part_seconds(shape: Shape, rows: int, dtype: str, speeds: Speeds) -> dict[str, float]:

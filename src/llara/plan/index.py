@@ -178,7 +178,7 @@ def _approximate(config: PlanIndexConfig, folder: Path, given: _Input, vectors: 
     dtype = kept_dtype(vectors) if vectors is not None else "float32"
     block = _block(given, vectors, min(SHARD, largest))
     forget_peak()
-    speeds, metric = approximate.measure(folder, block, dtype, shapes[largest])
+    speeds, metric = approximate.measure(folder, block, dtype, shapes[largest], largest)
     seconds: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
     searching = 0
