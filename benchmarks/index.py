@@ -35,9 +35,10 @@ from common.real_vectors import DIM, encode_real, extend
 from llara.config import IndexConfig
 from llara.encoding.arrays import Array, open_array
 from llara.index.base import MANIFEST, Index, Manifest, write_ids
-from llara.index.faiss import TYPES, Effort, Shape, write_faiss
+from llara.index.faiss import Effort
 from llara.index.flat import FILE, write_flat
 from llara.index.opening import open_index
+from llara.index.shape import TYPES, Shape, write_faiss
 
 PARTS = ("vectors", "flat", "curves", "disk", "report")
 REAL, QUERIES = 20_000, 2_000

@@ -86,10 +86,15 @@ def planned(arguments: Sequence[object]) -> Taken:
 def jobs(corpus: Path, steps: int, folder: Path) -> dict[str, list[object]]:
     """The jobs by name; an index of vectors needs those of the job before it."""
     base: list[object] = ["--model", "mini", "--corpus", corpus]
+    vectors = folder / "encode" / "vectors"
     return {
         "adapt": ["adapt", *base, "--steps", steps, "--output", folder / "adapt" / "model"],
-        "encode": ["encode", *base, "--output", folder / "encode" / "vectors"],
-        "index (flat)": ["index", "--vectors", folder / "encode" / "vectors", "--output", folder / "flat" / "index"],
+        "encode": ["encode", *base, "--output", vectors],
+        "index (flat)": ["index", "--vectors", vectors, "--output", folder / "flat" / "index"],
+        **{
+            f"index ({kind})": ["index", "--type", kind, "--vectors", vectors, "--output", folder / kind / "index"]
+            for kind in ("hnsw", "ivfpq", "rabitq")
+        },
         "index (bm25)": ["index", "--type", "bm25", "--corpus", corpus, "--output", folder / "bm25" / "index"],
     }
 
@@ -115,7 +120,7 @@ def show(name: str, plan: Taken, real: Taken) -> None:
         f" ({getattr(plan, quantity) / getattr(real, quantity):.2f})"
         for quantity, (scale, unit) in units.items()
     ]
-    print(f"{name:<13} {'; '.join(parts)}", flush=True)
+    print(f"{name:<14} {'; '.join(parts)}", flush=True)
 
 
 def main() -> None:

@@ -14,14 +14,28 @@ from llara.encoding.manifest import read_sealed, write_sealed
 from llara.encoding.passages import Cutter, Span
 from llara.errors import LlaraError, ModelError, StorageError
 from llara.files import write_json_atomic
+from llara.index.base import Manifest
 from llara.index.build import build_index
+from llara.index.change import delete_documents
 from llara.index.flat import FlatIndex
 from llara.loading import load_model
 from llara.records import Document
 from llara.retriever import Retriever
-from llara.verify import VerifyReport, terms_apart, verify
+from llara.verify import VerifyReport, _live_positions, terms_apart, verify
 
-FOLDERS = ("model", "vectors", "sparse-vectors", "cut-vectors", "flat", "ivfpq", "parted", "sparse", "bm25")
+FOLDERS = (
+    "model",
+    "vectors",
+    "sparse-vectors",
+    "cut-vectors",
+    "flat",
+    "ivfpq",
+    "parted",
+    "sparse",
+    "bm25",
+    "cut",
+    "cut-parted",
+)
 VECTORS = ("vectors", "sparse-vectors", "cut-vectors")
 UNCHECKED = {".lock"}
 
@@ -40,6 +54,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build_index(IndexConfig(vectors=root / "vectors", type="ivfpq", output=root / "ivfpq"))
     build_index(IndexConfig(vectors=root / "sparse-vectors", type="hnsw", part_size=4, output=root / "parted"))
     build_index(IndexConfig(vectors=root / "sparse-vectors", type="sparse", output=root / "sparse"))
+    build_index(IndexConfig(vectors=root / "cut-vectors", output=root / "cut"))
+    build_index(IndexConfig(vectors=root / "cut-vectors", type="rabitq", part_size=4, output=root / "cut-parted"))
     build_index(IndexConfig(corpus=(corpus,), type="bm25", output=root / "bm25"))
     load_model(ModelConfig(model="mini")).save(root / "model")
     return root
@@ -95,7 +111,7 @@ def test_what_was_computed_again_is_said(made: Path) -> None:
     assert check(made / "vectors").vectors == "10 vectors computed again, all the same"
     assert check(made / "sparse-vectors").vectors == "10 vectors and sparse vectors computed again, all the same"
     assert check(made / "cut-vectors").vectors == "16 vectors computed again, all the same"
-    for name in ("flat", "ivfpq", "parted"):
+    for name in ("flat", "ivfpq", "parted", "cut", "cut-parted"):
         assert check(made / name).vectors == "10 vectors computed again, all the same"
     assert check(made / "sparse").vectors == "10 sparse vectors computed again, all the same"
     assert "vectors, 10 documents, " in check(made / "vectors").to_text()
@@ -117,7 +133,7 @@ def test_what_is_no_folder_of_ours(tmp_path: Path) -> None:
 def test_a_vector_that_the_model_does_not_give_is_found(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = Retriever.encode_passages
     monkeypatch.setattr(Retriever, "encode_passages", lambda *args, **named: np.roll(given(*args, **named), 1, 0))
-    for name in ("vectors", "cut-vectors", "flat", "ivfpq", "parted"):
+    for name in ("vectors", "cut-vectors", "flat", "ivfpq", "parted", "cut", "cut-parted"):
         with pytest.raises(StorageError, match=rf"{name}: document 'd0': its vector is not the one that mini gives"):
             check(made / name)
 
@@ -132,6 +148,8 @@ def test_passages_that_are_cut_otherwise_are_found(made: Path, monkeypatch: pyte
     monkeypatch.setattr(Cutter, "spans", changed)
     with pytest.raises(StorageError, match=r"cut-vectors: document 'd5': its passage \d is not the one that mini cuts"):
         check(made / "cut-vectors")
+    with pytest.raises(StorageError, match=r"cut: document 'd5': its passage \d is not the one that mini cuts"):
+        check(made / "cut")
 
 
 def test_a_sparse_vector_that_the_model_does_not_give_is_found(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,6 +218,41 @@ def test_an_index_without_its_texts_is_sound_and_says_so(made: Path, tmp_path: P
     assert check(copy / "flat").vectors.startswith(said)
     encode(EncodeConfig(model="mini", corpus=(corpus,), output=copy / "vectors"))
     assert check(copy / "flat").vectors.endswith("../vectors holds other documents by now")
+
+
+def test_deleted_documents_are_counted_by_themselves(made: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(made, tmp_path / "made"))
+    (copy / "ids").write_text("d0\nd4\nd9\n")
+    for name in ("flat", "cut-parted"):
+        delete_documents(IndexConfig(output=copy / name, delete=copy / "ids"))
+        report = check(copy / name)
+        assert (report.documents, report.deleted) == (7, 3)
+        assert "index, 7 documents, 3 deleted, " in report.to_text()
+        assert report.vectors == "7 vectors computed again, all the same"
+
+
+def test_vectors_in_milvus_are_computed_again(made: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pymilvus")
+    from llara.index.milvus import Server
+
+    build_index(IndexConfig(vectors=made / "vectors", type="milvus", output=tmp_path / "index"))
+    (tmp_path / "ids").write_text("d0\nd5\n")
+    delete_documents(IndexConfig(output=tmp_path / "index", delete=tmp_path / "ids"))
+    report = check(tmp_path / "index")
+    assert report.vectors == "8 vectors computed again, all the same"
+    assert (report.documents, report.deleted) == (8, 2)
+    name = str(Manifest.read(tmp_path / "index").settings["collection"])
+    server = Server(str(tmp_path / "index" / "milvus.db"), tmp_path / "index")
+    server.insert(name, 3, np.ones((1, 256), np.float32))
+    server.finish(name)
+    with pytest.raises(StorageError, match="document 'd3': its vector is not the one that mini gives"):
+        check(tmp_path / "index")
+
+
+@pytest.mark.parametrize("deleted", [[], [0], [0, 1, 2, 7, 9], [9], [4, 5, 6, 30]])
+def test_a_sample_of_what_is_left(deleted: list[int]) -> None:
+    left = [number for number in range(10) if number not in deleted]
+    assert _live_positions(10, np.array(deleted, np.int64)).tolist() == left
 
 
 def test_an_index_that_keeps_no_vectors_says_so(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:

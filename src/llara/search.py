@@ -19,8 +19,8 @@ from llara.errors import ConfigError, DataError, StorageError
 from llara.fuse import fusion
 from llara.index.base import Allowed
 from llara.index.faiss import Effort
-from llara.index.filters import allowed_documents
 from llara.index.passages import Span
+from llara.index.remembered import allowed_documents
 from llara.outputs import check_file_output, save_settings
 from llara.ranking import Each, Indexes, Ranked, rank, show_progress
 from llara.records import Document, Hit, Query
@@ -59,7 +59,8 @@ class _Totals:
 class SearchResult:
     """What `search` found; `answers` is filled for a single query, `output` is the run where one was written.
 
-    `hybrid` are the indexes that were searched beside `index`; `matching` counts the documents that fit `filter`.
+    `hybrid` are the indexes that were searched beside `index`; `matching` counts the documents that fit `filter`, and
+    were not deleted.
     """
 
     index: Path
@@ -203,7 +204,8 @@ class Searcher:
         if not conditions:
             return None
         if conditions not in self._allowed:
-            found = allowed_documents(conditions, self.store, self.indexes.opened[0].ids)
+            folder, index = self.indexes.folders[0], self.indexes.opened[0]
+            found = allowed_documents(conditions, folder, index.manifest, self.store, index.ids)
             if len(self._allowed) == FILTERS:
                 del self._allowed[next(iter(self._allowed))]
             self._allowed[conditions] = found

@@ -16,8 +16,10 @@ from llara.encoding.documents import DocumentStore
 from llara.encoding.shards import Vectors
 from llara.errors import LlaraError, StorageError
 from llara.files import confined, read_json
-from llara.index.base import IDS, Floats, Index, Keeps, Manifest
+from llara.index.base import IDS, Floats, Index, Keeps, Manifest, Positions
 from llara.index.opening import open_index
+from llara.index.parts import all_deleted
+from llara.index.passages import Passage, some_passages
 from llara.records import Document
 from llara.terms import Terms
 
@@ -41,7 +43,9 @@ class VerifyReport:
     bytes: int
     """Their size together."""
     documents: int
-    """Documents that were counted again, file by file; 0 in a model."""
+    """Documents that were counted again, file by file, without those deleted from an index; 0 in a model."""
+    deleted: int
+    """Documents that are there, and were deleted from the index."""
     vectors: str
     """What was computed again beside checksums, or why nothing was."""
 
@@ -49,6 +53,7 @@ class VerifyReport:
         """Returns the verdict in one line."""
         more = f"; {self.vectors}" if self.vectors else ""
         counted = f"{self.documents:,} documents, " if self.documents else ""
+        counted += f"{self.deleted:,} deleted, " if self.deleted else ""
         return f"{self.path}: {self.kind}, {counted}{self.files:,} files, {self.bytes:,} bytes, all as written{more}"
 
 
@@ -99,7 +104,8 @@ def _verify_corpus(path: Path) -> VerifyReport:
 
 def _verify_index(path: Path) -> VerifyReport:
     index = open_index(path, verify=True)  # whether its parts are those that it was made with, and what was deleted
-    return _report(path, "index", _index_files(path), _verify_kept(path, index), len(index))
+    deleted = len(all_deleted(path, index.manifest))
+    return _report(path, "index", _index_files(path), _verify_kept(path, index), len(index) - deleted, deleted)
 
 
 def _index_files(path: Path) -> list[Path]:
@@ -129,23 +135,34 @@ def _verify_kept(path: Path, index: Index[Any]) -> str:
     identity, texts = index.manifest.model, path / index.manifest.documents
     if identity is None:
         return ""
-    if corpus.CUT in identity:
-        return f"no vector was computed again: they are of passages, which llara verify cuts again in {texts}"
-    if not isinstance(index, Keeps):
+    cut = corpus.CUT in identity
+    if not cut and not isinstance(index, Keeps):
         return f"no vector was computed again: an index of type {index.manifest.type} keeps none as it was"
     try:
         store = DocumentStore.open(texts)
-        positions = _positions(min(len(index), len(store)))
-        documents = [store.get(position) for position in positions]
+        positions = _live_positions(min(len(index), len(store)), all_deleted(path, index.manifest))
+        # The folder may have been made anew since, from another corpus; the index is none the worse for it.
+        if not len(positions) or any(store.id(each) != index.ids[each] for each in positions.tolist()):
+            return f"no vector was computed again: {texts} holds other documents by now"
+        documents = [store.get(position) for position in positions.tolist()]
     except StorageError as error:
         return f"no vector was computed again, its texts cannot be read: {error}"
-    # The folder may have been made anew since, from another corpus; the index is none the worse for it.
-    if [document.id for document in documents] != [index.ids[position] for position in positions]:
-        return f"no vector was computed again: {texts} holds other documents by now"
-    kept = index.stored(np.array(positions, np.int64))
+    passages, kept = some_passages(index, positions) if cut else (None, _stored(index, positions))
     vectors, terms = (None, kept) if isinstance(kept, Terms) else (kept, None)
     model = corpus.find_model(index.manifest.model_path, path)
-    return _recompute(_Sample(path, model, identity, documents, vectors, terms))
+    return _recompute(_Sample(path, model, identity, documents, vectors, terms, passages))
+
+
+def _stored(index: Index[Any], positions: Positions) -> Floats | Terms:
+    assert isinstance(index, Keeps), "the caller has asked"
+    return index.stored(positions)
+
+
+def _live_positions(count: int, deleted: Positions) -> Positions:
+    """Returns some of the first `count` positions, rising: none that was deleted, which Milvus no longer has."""
+    deleted = deleted[deleted < count]
+    ranks = np.array(_positions(count - len(deleted)), np.int64)
+    return ranks + np.searchsorted(deleted - np.arange(len(deleted)), ranks, side="right")
 
 
 def _corpus_files(path: Path, content: dict[str, Any]) -> list[Path]:
@@ -154,14 +171,6 @@ def _corpus_files(path: Path, content: dict[str, Any]) -> list[Path]:
         shard = corpus.open_sidecar(path, entry)
         files += [shard.path(path, "json"), *(shard.path(path, suffix) for suffix in shard.files)]
     return files
-
-
-class _Passage(NamedTuple):
-    """The passage of a vector: the position of its document, which one of its passages it is, and its characters."""
-
-    position: int
-    number: int
-    span: tuple[int, int]
 
 
 class _Sample(NamedTuple):
@@ -173,7 +182,7 @@ class _Sample(NamedTuple):
     documents: list[Document]
     vectors: Floats | None
     terms: Terms | None
-    passages: list[_Passage] | None = None
+    passages: list[Passage] | None = None
 
 
 def _sample_of_vectors(vectors: Vectors) -> _Sample:
@@ -188,14 +197,14 @@ def _sample_of_vectors(vectors: Vectors) -> _Sample:
     return _Sample(vectors.folder, model, vectors.identity, documents, rows, terms, passages)
 
 
-def _passages(vectors: Vectors, rows: Sequence[int]) -> list[_Passage]:
+def _passages(vectors: Vectors, rows: Sequence[int]) -> list[Passage]:
     """Returns which passages some rows are of, at rising rows."""
-    found: list[_Passage] = []
+    found: list[Passage] = []
     start = 0
     for table in vectors.passages():
         for row in (row - start for row in rows if start <= row < start + len(table)):
             number = row - int(np.searchsorted(table[:, 0], table[row, 0]))  # a document's passages are in one shard
-            found.append(_Passage(int(table[row, 0]), number, (int(table[row, 1]), int(table[row, 2]))))
+            found.append(Passage(int(table[row, 0]), number, (int(table[row, 1]), int(table[row, 2]))))
         start += len(table)
     return found
 
@@ -312,8 +321,11 @@ def _rows(shards: Iterable[Any], positions: Sequence[int]) -> list[Any]:
     return found
 
 
-def _report(path: Path, kind: str, files: Sequence[Path], vectors: str, documents: int = 0) -> VerifyReport:
-    return VerifyReport(path, kind, len(files), sum(file.stat().st_size for file in files), documents, vectors)
+def _report(
+    path: Path, kind: str, files: Sequence[Path], vectors: str, documents: int = 0, deleted: int = 0
+) -> VerifyReport:
+    size = sum(file.stat().st_size for file in files)
+    return VerifyReport(path, kind, len(files), size, documents, deleted, vectors)
 
 
 def _damage(path: Path, errors: Sequence[StorageError]) -> StorageError:

@@ -10,11 +10,12 @@ import numpy as np
 from llara.config import IndexConfig
 from llara.index.base import Index, Manifest, write_ids
 from llara.index.bm25 import Bm25Index, write_bm25
-from llara.index.faiss import Effort, FaissIndex, Shape, write_faiss
+from llara.index.faiss import Effort, FaissIndex
 from llara.index.flat import FlatIndex, write_flat
 from llara.index.milvus import choose_place, write_milvus
 from llara.index.opening import open_index
 from llara.index.parts import write_deleted
+from llara.index.shape import Shape, write_faiss
 from llara.index.sparse import SparseIndex, write_sparse
 from llara.progress import Progress
 from llara.records import Document

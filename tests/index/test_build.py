@@ -1,5 +1,6 @@
 import json
 import resource
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from llara.data import read_rows
 from llara.encoding.manifest import find_model, read_manifest, read_sealed, record_model, write_sealed
 from llara.encoding.shards import write_vectors
 from llara.errors import ConfigError, DataError, StorageError
-from llara.index.base import Manifest
+from llara.index.base import Manifest, StoredIds, write_ids
 from llara.index.build import IndexResult, build_index
 from llara.index.flat import FlatIndex
 from llara.index.opening import open_index
@@ -62,6 +63,20 @@ def test_flat_index_from_vectors(tmp_path: Path, vectors: Path) -> None:
     kept = {path.name for path in output.iterdir()} - {"manifest.json"}
     assert kept == set(manifest.files)
     assert result.bytes == sum((output / name).stat().st_size for name in kept)
+
+
+def test_the_places_of_ids_are_held_once(tmp_path: Path) -> None:
+    """A build holds eight bytes for each document, and a little while they grow."""
+    count = 100_000
+    tracemalloc.start()
+    try:
+        write_ids(tmp_path, (f"d{number}" for number in range(count)))
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 8 * count < most < 13 * count
+    ids = StoredIds(tmp_path, count)
+    assert [ids[at] for at in (0, 9, 99_999)] == ["d0", "d9", "d99999"]
 
 
 def test_an_index_needs_no_vectors_folder(tmp_path: Path, vectors: Path) -> None:

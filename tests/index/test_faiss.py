@@ -1,4 +1,6 @@
 import hashlib
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,10 @@ from llara.errors import ConfigError, ModelError, StorageError
 from llara.index import faiss as approximate
 from llara.index import written
 from llara.index.base import Allowed, Manifest
-from llara.index.faiss import TYPES, VECTORS, Effort, FaissIndex, Shape, usual_pieces
+from llara.index.faiss import Effort, FaissIndex
 from llara.index.flat import FILE
 from llara.index.opening import open_index
+from llara.index.shape import TYPES, VECTORS, Shape, usual_pieces
 from llara.index.written import write_index
 from tests.index.helpers import make_faiss, make_flat
 from tests.reference.ranking import inner_products, order
@@ -133,16 +136,66 @@ def test_the_same_vectors_and_seed_give_the_same_bytes(tmp_path: Path, kind: str
     assert names == {FILE, "ids.txt", "ids.offsets.npy", "manifest.json", *([] if kind == "hnsw" else [VECTORS])}
 
 
-@pytest.mark.parametrize("kind", TYPES)
-def test_files_are_memory_mapped(tmp_path: Path, kind: str) -> None:
-    index = make_faiss(tmp_path, clustered(COUNT), IDS, kind)
-    maps = Path("/proc/self/maps")
-    if not maps.exists():
-        pytest.skip("needs /proc/self/maps")
-    mapped = maps.read_text()
-    assert str(tmp_path / FILE) in mapped
-    assert kind == "hnsw" or str(tmp_path / VECTORS) in mapped
-    assert len(index) == COUNT
+OPENED_TWICE = """
+import sys
+from pathlib import Path
+from llara.index.opening import open_index
+
+def anonymous():
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("Anonymous:"))
+
+first = open_index(Path(sys.argv[1]))  # what a first opening loads is not the index
+before = anonymous()
+second = open_index(Path(sys.argv[1]))
+print(anonymous() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs /proc/self/smaps_rollup")
+@pytest.mark.parametrize(
+    ("count", "settings", "held"),
+    [
+        (5_000, {"kind": "hnsw", "hnsw_m": 2, "ef_construction": 4}, False),
+        (40_000, {"kind": "ivfpq", "nlist": 2, "pq_m": 16, "pq_bits": 5}, False),
+        (40_000, {"kind": "ivfpq", "nlist": 2, "pq_m": 16, "pq_bits": 4}, True),
+        (40_000, {"kind": "rabitq", "nlist": 2, "rabitq_bits": 2}, True),
+    ],
+)
+def test_what_is_mapped_and_what_is_held(tmp_path: Path, count: int, settings: dict[str, Any], held: bool) -> None:
+    """FAISS copies codes that it compares in blocks; all else stays on the disk until it is looked at."""
+    vectors = np.tile(clustered(count), 4)
+    index = make_faiss(tmp_path, vectors, [f"d{number}" for number in range(count)], **settings)
+    assert Shape(index.manifest.type, index.dim, dict(index.manifest.settings)).holds_codes == held
+    script = [sys.executable, "-c", OPENED_TWICE, str(tmp_path)]
+    grown = int(subprocess.run(script, check=True, capture_output=True, text=True).stdout)
+    size = (tmp_path / FILE).stat().st_size
+    assert size > 600_000
+    assert grown > 0.7 * size if held else grown < 0.3 * size
+
+
+@pytest.mark.parametrize("settings", [{"kind": "ivfpq", "pq_bits": 4}, {"kind": "rabitq"}])
+def test_many_hits_come_from_lists_and_not_from_all_documents(
+    tmp_path: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count, asked_of_all, plain = 20_000, [], FaissIndex._search_all
+
+    def counted(self: FaissIndex, queries: Any, rows: Any, *others: Any) -> Any:
+        asked_of_all.append(len(rows))
+        return plain(self, queries, rows, *others)
+
+    monkeypatch.setattr(FaissIndex, "_search_all", counted)
+    vectors, queries = clustered(count), clustered(20, 1)
+    ids = [f"d{number}" for number in range(count)]
+    index = make_faiss(tmp_path, vectors, ids, **settings)
+    nprobe, nlist = (index.manifest.settings[name] for name in ("nprobe", "nlist"))
+    assert nprobe * count / nlist < 1000, "the usual lists hold fewer documents than are asked for"
+    for effort in (Effort(), Effort(nprobe=1)):  # as many as it takes, and more where too few were given
+        found = open_index(tmp_path, effort=effort).search(queries, 1000)
+        assert found.positions.shape == (20, 1000) and (found.positions >= 0).all()
+    few = Allowed.of(np.arange(count) % 3 == 0)
+    assert few.holds(open_index(tmp_path).search(queries, 1000, few).positions.ravel()).all()
+    assert asked_of_all == [0, 0, 0]
 
 
 def test_queries_of_another_dimension_or_not_finite(tmp_path: Path) -> None:

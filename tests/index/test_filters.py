@@ -14,7 +14,8 @@ from llara.encoding.shards import write_documents
 from llara.errors import ConfigError, StorageError
 from llara.index import filters
 from llara.index.base import Allowed, StoredIds, write_ids
-from llara.index.filters import allowed_documents
+from llara.index.filters import find_allowed
+from llara.index.parts import live_documents
 
 LANGS = ("de", "en", "fr")
 ROWS = [
@@ -44,8 +45,10 @@ def ids_of(folder: Path, names: list[str]) -> StoredIds:
     return StoredIds(folder, len(names))
 
 
-def fitting(store: DocumentStore, ids: StoredIds, *conditions: str) -> list[int]:
-    allowed = allowed_documents(parse_conditions(conditions), store, ids)
+def fitting(store: DocumentStore, ids: StoredIds, *conditions: str, live: Allowed | None = None) -> list[int]:
+    allowed, notes = find_allowed(parse_conditions(conditions), store, ids, live)
+    for each in notes:
+        print(each)
     assert (allowed.total, allowed.count) == (len(ids), int(allowed.mask(0, len(ids)).sum()))
     return np.flatnonzero(allowed.mask(0, len(ids))).tolist()
 
@@ -72,7 +75,23 @@ def test_values_of_another_type_are_passed_over_and_counted(
 ) -> None:
     assert fitting(store, ids, 'year>="2031"') == [41, 42, 43, 44]
     said = "--filter 'year>=\"2031\"': 40 documents hold a number there, which fits no condition on text"
-    assert said in capsys.readouterr().err
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("block", [8, 1 << 16])
+def test_deleted_documents_fit_nothing_and_count_nowhere(
+    store: DocumentStore,
+    ids: StoredIds,
+    block: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(filters, "BLOCK", block)
+    live = live_documents(np.array([1, 9, 20, 41]), 45)
+    assert fitting(store, ids, 'year>="2031"', live=live) == [42, 43, 44]
+    assert "37 documents hold a number there" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="no document has a field 'late'"):
+        fitting(store, ids, "late=true", live=live_documents(np.arange(40, 45), 45))
 
 
 def test_a_field_that_no_document_has(store: DocumentStore, ids: StoredIds) -> None:

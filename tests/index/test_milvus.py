@@ -1,13 +1,18 @@
+import fcntl
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from llara.cli import main
 from llara.config import IndexConfig
 from llara.errors import ConfigError, MissingExtra, ModelError, StorageError
 from llara.files import read_json
@@ -196,6 +201,79 @@ def test_a_server_that_does_not_answer_is_an_error_within_seconds(
             path.unlink()
 
 
+SERVER = """
+import sys, time
+from milvus_lite.adapter.grpc.server import start_server_in_thread
+held = start_server_in_thread(sys.argv[1], port=0)
+print(held[2], flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """The address of Milvus in a process of its own, and the process."""
+    command = [sys.executable, "-c", SERVER, str(tmp_path / "server.db")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield f"http://127.0.0.1:{process.stdout.readline().strip()}", process
+        process.kill()
+
+
+def test_a_server_that_stops_answering_is_an_error_whatever_it_is_asked(
+    tmp_path: Path, made: Path, server: tuple[str, subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri, process = server
+    output = tmp_path / "index"
+    index(IndexConfig(vectors=made / "vectors", output=output, type="milvus", uri=uri, milvus_index="FLAT"))
+    assert ask(open_index(output))[0][1] == ask(open_index(made / "flat"))[0][1]
+    opened, inner = open_index(output), Server(uri, output)
+    name, some = str(opened.manifest.settings["collection"]), np.zeros((1, 8), np.float32)
+    for each in ("TIMEOUT", "PATIENCE"):
+        monkeypatch.setattr(milvus, each, 1.0)
+    process.send_signal(signal.SIGSTOP)
+    calls: list[Callable[[], Any]] = [
+        lambda: opened.search(some, 3),
+        lambda: opened.score(some, [np.array([2])]),
+        lambda: inner.insert(name, 0, some),
+        lambda: inner.finish(name),
+        lambda: inner._ask(lambda: inner._client.load_collection(name, timeout=milvus.PATIENCE)),
+        lambda: inner.delete(name, np.array([1])),
+        lambda: inner.count(name),
+    ]
+    for number, call in enumerate(calls):
+        began = time.monotonic()
+        with pytest.raises(StorageError, match=r"Milvus does not answer as it should: .*see whether it runs"):
+            call()
+        assert time.monotonic() - began < 30, f"call {number}"
+
+
+def test_a_path_with_something_else_is_refused_in_one_line(
+    tmp_path: Path, made: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.db").write_text("not a database")
+    (tmp_path / "b.db").mkdir()
+    (tmp_path / "b.db" / "notes.txt").write_text("mine")
+    for name, what in (("a.db", "is a file"), ("b.db", "is a folder with other files")):
+        given = ["--vectors", made / "vectors", "--output", tmp_path / "index", "--uri", tmp_path / name]
+        assert main(["index", "--type", "milvus", *map(str, given)]) == 2
+        said = f"error: {tmp_path / name}: {what}, and no database of Milvus Lite; give another --uri\n"
+        assert capfd.readouterr().err == said
+    assert not (tmp_path / "index").exists()
+
+
+def test_what_milvus_logs_is_in_the_error_alone(tmp_path: Path) -> None:
+    """A database that another process has open makes Milvus Lite log a traceback."""
+    (tmp_path / "a.db" / "collections").mkdir(parents=True)
+    script = "import sys; from pathlib import Path; from llara.index.milvus import Server; Server(sys.argv[1], Path())"
+    script = f"from llara.errors import StorageError\ntry:\n    {script}\nexcept StorageError as error: print(error)"
+    with (tmp_path / "a.db" / "LOCK").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = subprocess.run([sys.executable, "-c", script, str(tmp_path / "a.db")], capture_output=True, text=True)
+    assert "Milvus does not answer as it should" in found.stdout and "see what holds it" in found.stdout
+    assert "Traceback" not in found.stderr
+
+
 def test_a_token_is_sent_and_written_nowhere(tmp_path: Path, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import pymilvus
 
@@ -218,6 +296,8 @@ def test_settings_are_checked() -> None:
     with pytest.raises(ConfigError) as caught:
         IndexConfig(vectors=Path("v"), output=Path("i"), type="milvus", uri="milvus.sqlite", collection="my-collection")
     assert [problem.partition(":")[0] for problem in caught.value.problems] == ["--collection", "--uri"]
+    with pytest.raises(ConfigError, match="--uri: ftp:// is no address of Milvus, which begins with http:// or https"):
+        IndexConfig(vectors=Path("v"), output=Path("i"), type="milvus", uri="ftp://host:21")
     with pytest.raises(ConfigError, match="put user:password into the variable MILVUS_TOKEN"):
         IndexConfig(vectors=Path("v"), output=Path("i"), type="milvus", uri="https://me:secret@host:19530")
     with pytest.raises(ConfigError, match="--uri: goes with --type milvus"):

@@ -200,7 +200,7 @@ def test_encoding_is_planned_without_weights(shapes: Path, corpus: Path) -> None
     assert found.seconds is None and found.amounts["tokens"] > 0
 
 
-@pytest.mark.parametrize("kind", ["flat", "sparse", "bm25"])
+@pytest.mark.parametrize("kind", ["flat", "hnsw", "ivfpq", "rabitq", "sparse", "bm25"])
 def test_a_plan_of_index_says_what_index_then_leaves(kind: Any, base: Path, corpus: Path, tmp_path: Path) -> None:
     given: dict[str, Any] = {"model": str(base), "corpus": (corpus,), "device": "cpu", "sparse": kind == "sparse"}
     encode(EncodeConfig(**given, output=tmp_path / "vectors"))

@@ -17,6 +17,7 @@ READ_BY = {
     ("hnsw", "ivfpq", "rabitq"): ("part_size", "seed"),
     ("milvus",): ("uri", "collection", "milvus_index"),
 }
+SCHEMES = ("http", "https", "tcp", "unix")  # of the addresses that Milvus' client knows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +98,9 @@ class IndexConfig(JobConfig):
             problems.append("--collection: takes letters, digits and underscores, and does not start with a digit")
         if self.uri is not None and "://" not in self.uri and not self.uri.endswith(".db"):
             problems.append("--uri: a file of Milvus Lite ends in .db, an address begins with http:// or https://")
+        scheme = (self.uri or "").partition("://")[0]
+        if self.uri is not None and "://" in self.uri and scheme not in SCHEMES:
+            problems.append(f"--uri: {scheme}:// is no address of Milvus, which begins with http:// or https://")
         if self.uri is not None and "@" in self.uri.partition("://")[2]:
             problems.append("--uri: holds a user or password; put user:password into the variable MILVUS_TOKEN")
         return problems

@@ -231,7 +231,8 @@ def write_ids(folder: Path, ids: Iterable[str], size: int | None = None) -> dict
             yield line
 
     text = write_atomic(folder / IDS, lines(), size)
-    return {IDS: text, OFFSETS: write_array(folder / OFFSETS, np.array(offsets, np.int64))}
+    # Seen as an array and not copied into one: there are 8 bytes for each document.
+    return {IDS: text, OFFSETS: write_array(folder / OFFSETS, np.frombuffer(offsets, np.int64))}
 
 
 def best_first(scores: Floats, positions: Positions, ids: Ids, top_k: int) -> tuple[Floats, Positions]:

@@ -35,12 +35,12 @@ from llara.files import (
 )
 from llara.index.base import DOCUMENTS, MANIFEST, Manifest, write_ids
 from llara.index.bm25 import check_language, write_bm25
-from llara.index.faiss import TYPES, Shape, write_faiss
 from llara.index.flat import write_flat
-from llara.index.milvus import choose_place, write_milvus
+from llara.index.milvus import check_path, choose_place, write_milvus
 from llara.index.opening import open_index
 from llara.index.parts import PART, covered, cut_shards, read_deleted, vectors_fingerprint
 from llara.index.passages import write_passages
+from llara.index.shape import TYPES, Shape, write_faiss
 from llara.index.sparse import PASSES, write_sparse
 from llara.invocation import shell_line
 from llara.outputs import check_place
@@ -93,6 +93,8 @@ def build_index(config: IndexConfig) -> IndexResult:
         raise StorageError(vectors.folder, f"holds several passages of a document, --type milvus takes one; {advice}")
     if vectors is not None and config.type == "sparse":
         vectors.sparse_settings()
+    if config.uri is not None:
+        check_path(config.uri)
     next(read_rows(config.corpus) if config.corpus else iter(()), None)
     check_place(config.output)
     with FolderLock(config.output):
@@ -203,13 +205,28 @@ def cut(config: IndexConfig, source: Source) -> list[Source]:
     """Returns what goes into each part of an index: all into one where the type needs no memory for it."""
     if source.vectors is None or config.type not in TYPES:
         return [source]
-    rows = source.vectors.count_rows()
-    shape = Shape.of(config, rows, source.vectors.dim)
-    size = config.part_size or max(1, MEMORY // shape.bytes_per_vector * len(source.store) // rows)
+    size = documents_per_part(config, len(source.store), source.vectors.count_rows(), source.vectors.dim)
     return [
         source._replace(store=part.documents, vectors=part, fingerprint=part.fingerprint)
         for part in cut_shards(source.vectors, size)
     ]
+
+
+def documents_per_part(config: IndexConfig, documents: int, rows: int, dim: int) -> int:
+    """Returns how many documents are indexed together in memory, of so many with `rows` vectors of dimension `dim`.
+
+    ConfigError where a parameter does not fit the vectors.
+    """
+    shape = Shape.of(config, rows, dim)
+    return config.part_size or max(1, MEMORY // shape.bytes_per_vector * documents // rows)
+
+
+def kept_dtype(vectors: Vectors) -> str:
+    """Returns the type in which an approximate index keeps vectors: of those in 8 bits what they stand for.
+
+    A score is then that of a flat index.
+    """
+    return str(vectors.identity["vector_dtype"]).replace("int8", "float32")
 
 
 def fill(config: IndexConfig, source: Source, folder: Path) -> Manifest:
@@ -261,9 +278,7 @@ def _write(config: IndexConfig, source: Source, folder: Path) -> tuple[dict[str,
     with progress.Progress("index", count, _unit(vectors)) as shown:
         if vectors is not None and config.type in TYPES:
             shape = Shape.of(config, count, vectors.dim)
-            # Of vectors in 8 bits, what they stand for is kept: a score is then that of a flat index.
-            dtype = vectors.identity["vector_dtype"].replace("int8", "float32")
-            return write_faiss(folder, vectors.shards(), count, dtype, shape, shown)
+            return write_faiss(folder, vectors.shards(), count, kept_dtype(vectors), shape, shown)
         if vectors is not None and config.type == "milvus":
             place = _milvus_place(config, source)
             shards = vectors.shards()

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -39,13 +39,23 @@ class _Seen:
         return self.condition.holds(fits)
 
 
-def allowed_documents(conditions: Sequence[Condition], store: DocumentStore, ids: Ids) -> Allowed:
-    """Returns which documents fit all conditions; reads each document once, in memory that holds one bit for each.
+class Answer(NamedTuple):
+    """Which documents fit a filter, and notes on what it passed over."""
+
+    allowed: Allowed
+    notes: tuple[str, ...]
+
+
+def find_allowed(
+    conditions: Sequence[Condition], store: DocumentStore, ids: Ids, live: Allowed | None = None
+) -> Answer:
+    """Tells which documents fit all conditions; reads each document once, in memory that holds one bit for each.
 
     Args:
         conditions: See `llara.conditions`.
         store: The documents that the index was built from, in the same order; there may be more of them since.
         ids: Those of the index.
+        live: Those that were not deleted; all where it is None. What was deleted fits nothing, and counts nowhere.
 
     Raises:
         ConfigError: No document has a field of a condition, or a value of its type there.
@@ -53,7 +63,7 @@ def allowed_documents(conditions: Sequence[Condition], store: DocumentStore, ids
     """
     seen = [_Seen(condition) for condition in conditions]
     names: dict[str, None] = {}
-    fits = _fits(seen, names, store, ids)
+    fits = _fits(seen, names, store, ids, live)
     bits = [np.empty(0, np.uint8)]
     with progress.Progress("filter", len(ids), "documents") as shown:
         while len(block := np.fromiter(islice(fits, BLOCK), np.bool_)):
@@ -62,18 +72,25 @@ def allowed_documents(conditions: Sequence[Condition], store: DocumentStore, ids
     problems = [problem for each in seen for problem in _problems(each, list(names))]
     if problems:
         raise ConfigError(problems)
-    for each in seen:
-        _note_others(each)
-    return Allowed(np.concatenate(bits), len(ids))
+    notes = tuple(note for each in seen for note in _notes(each))
+    return Answer(Allowed(np.concatenate(bits), len(ids)), notes)
 
 
-def _fits(seen: Sequence[_Seen], names: dict[str, None], store: DocumentStore, ids: Ids) -> Iterator[bool]:
+def _fits(
+    seen: Sequence[_Seen], names: dict[str, None], store: DocumentStore, ids: Ids, live: Allowed | None
+) -> Iterator[bool]:
     """Yields for each document of the index whether it fits; collects the names of fields."""
     if len(store) < len(ids):
         raise _strange(store, f"{len(store):,} documents there, {len(ids):,} in the index")
+    alive = np.ones(BLOCK, np.bool_)
     for position, document in enumerate(islice(store.iter_documents(), len(ids))):
+        if live is not None and not position % BLOCK:
+            alive = live.mask(position, min(position + BLOCK, len(ids)))
         if ids[position] != document.id:
             raise _strange(store, f"document {position} is {document.id!r} there, {ids[position]!r} in the index")
+        if not alive[position % BLOCK]:
+            yield False
+            continue
         if len(names) < KNOWN:
             names.update(dict.fromkeys(document.metadata))
         # Each condition looks at every document, so that what it met does not depend on the others.
@@ -98,8 +115,8 @@ def _problems(seen: _Seen, names: list[str]) -> Iterator[str]:
         yield f"{where}: compares with {wanted}, and {condition.field!r} holds {held} in every document{advice}"
 
 
-def _note_others(seen: _Seen) -> None:
+def _notes(seen: _Seen) -> Iterator[str]:
     others = seen.documents - seen.comparable
     if others:
         what = f"{others:,} documents hold {' or '.join(seen.kinds)} there, which fits no condition on"
-        progress.note(f"--filter {seen.condition.text!r}: {what} {' or '.join(seen.condition.kinds)}")
+        yield f"--filter {seen.condition.text!r}: {what} {' or '.join(seen.condition.kinds)}"

@@ -7,6 +7,7 @@ read from the environment variable MILVUS_TOKEN, and never written anywhere.
 
 import hashlib
 import json
+import logging
 import os
 import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,6 +27,7 @@ from llara.progress import Progress
 FILE = "milvus.db"  # of Milvus Lite, in the index folder, where no --uri is given
 TOKEN = "MILVUS_TOKEN"  # name of the environment variable
 TIMEOUT = 10.0  # seconds that an answer may take
+PATIENCE = 600.0  # seconds that it may take to write rows, to make them durable, and to load a collection
 MOST = 16_384  # hits that Milvus returns, and ids that it is asked for, at most
 KEY, VECTOR = "position", "vector"
 PROPERTY = "llara"  # of a collection: the folder that it belongs to
@@ -90,6 +92,13 @@ class MilvusIndex:
         places = [np.searchsorted(wanted, each) for each in positions]
         return [exact_scores(vectors, query, each) for query, each in zip(queries, places, strict=True)]
 
+    def stored(self, positions: Positions) -> Floats:
+        """Returns the vectors of documents at rising positions, int64 [n] to float32 [n, dim]; zeros where one is gone.
+
+        StorageError where Milvus does not answer.
+        """
+        return self._server.vectors(self._name, positions, self.dim)
+
     @property
     def origin(self) -> str:
         """Says which model the index was built with."""
@@ -142,10 +151,13 @@ class Server:
             from pymilvus import MilvusClient
         except ImportError as error:
             raise MissingExtra("an index of type milvus", "milvus") from error
-        if not is_remote(uri) and not Path(uri).parent.is_dir():
-            raise StorageError(
-                Path(uri).parent, "no such folder; --uri is a file of Milvus Lite in a folder that is there"
-            )
+        check_path(uri)
+        for name in (
+            "pymilvus",
+            "milvus_lite",
+            "grpc",
+        ):  # what they log, tracebacks and all, is in the error that follows
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         given = {"token": os.environ[TOKEN]} if os.environ.get(TOKEN) else {}
         self._client: Any = self._ask(lambda: MilvusClient(uri=uri, timeout=TIMEOUT, **given))
 
@@ -161,7 +173,7 @@ class Server:
         if size != dim:
             what = f"the collection {name} at {self.uri} holds vectors of dimension {size}, the index of {dim}"
             raise StorageError(self.folder, what)
-        self._ask(lambda: self._client.load_collection(name, timeout=TIMEOUT))
+        self._ask(lambda: self._client.load_collection(name, timeout=PATIENCE))
         return self.count(name)
 
     def count(self, name: str) -> int:
@@ -194,26 +206,24 @@ class Server:
     def insert(self, name: str, start: int, vectors: Floats) -> None:
         """Writes rows from a position on; those that are there already are written anew."""
         rows = [{KEY: start + row, VECTOR: vector} for row, vector in enumerate(vectors)]
-        self._ask(lambda: self._client.upsert(name, rows))
+        self._ask(lambda: self._client.upsert(name, rows, timeout=PATIENCE))
 
     def finish(self, name: str) -> None:
         """Makes what was written durable, and loads it."""
-        self._ask(lambda: self._client.flush(name))
-        self._ask(lambda: self._client.load_collection(name))
+        self._ask(lambda: self._client.flush(name, timeout=PATIENCE))
+        self._ask(lambda: self._client.load_collection(name, timeout=PATIENCE))
 
     def delete(self, name: str, positions: Positions) -> None:
         """Deletes rows; those that are gone already are passed over."""
         for start in range(0, len(positions), _NAMED):
             some = positions[start : start + _NAMED].tolist()
-            self._ask(lambda some=some: self._client.delete(name, ids=some))  # type: ignore[misc]
-        self._ask(lambda: self._client.flush(name))
+            self._ask(lambda some=some: self._client.delete(name, ids=some, timeout=PATIENCE))  # type: ignore[misc]
+        self._ask(lambda: self._client.flush(name, timeout=PATIENCE))
 
     def search(self, name: str, queries: Floats, limit: int, condition: str) -> tuple[Floats, Positions]:
         """Returns scores and positions, [queries, limit], rows filled up with -inf and -1."""
-        given = {"anns_field": VECTOR, "search_params": {"metric_type": "IP"}}
-        rows = self._ask(
-            lambda: self._client.search(name, data=queries.tolist(), limit=limit, filter=condition, **given)
-        )
+        given = {"anns_field": VECTOR, "search_params": {"metric_type": "IP"}, "filter": condition, "timeout": TIMEOUT}
+        rows = self._ask(lambda: self._client.search(name, data=queries.tolist(), limit=limit, **given))
         scores = np.full((len(queries), limit), -np.inf, np.float32)
         positions = np.full((len(queries), limit), -1, np.int64)
         for row, hits in enumerate(rows):
@@ -226,17 +236,19 @@ class Server:
         found = np.zeros((len(positions), dim), np.float32)
         for start in range(0, len(positions), _NAMED):
             some = positions[start : start + _NAMED]
-            rows = self._ask(lambda some=some: self._client.get(name, ids=some.tolist(), output_fields=[VECTOR]))  # type: ignore[misc]
+            asked = {"ids": some.tolist(), "output_fields": [VECTOR], "timeout": TIMEOUT}
+            rows = self._ask(lambda asked=asked: self._client.get(name, **asked))  # type: ignore[misc]
             for row in rows:
                 found[start + int(np.searchsorted(some, row[KEY]))] = row[VECTOR]
         return found
 
     def _ask(self, call: Callable[[], Result]) -> Result:
+        from grpc import RpcError
         from pymilvus.exceptions import MilvusException
 
         try:
             return call()
-        except (MilvusException, OSError, RuntimeError) as error:
+        except (MilvusException, RpcError, OSError, RuntimeError) as error:
             said = " ".join(str(getattr(error, "message", "") or error).split())
             advice = (
                 f"see whether it runs, and whether {TOKEN} is right" if is_remote(self.uri) else "see what holds it"
@@ -293,6 +305,20 @@ def delete_from_milvus(folder: Path, manifest: Manifest, positions: Positions) -
 def is_remote(uri: str) -> bool:
     """Tells the address of a cluster from a path."""
     return "://" in uri
+
+
+def check_path(uri: str) -> None:
+    """Refuses a path where Milvus Lite can keep nothing, or that holds something else: it keeps a folder there."""
+    path = Path(uri)
+    if is_remote(uri):
+        return
+    if not path.parent.is_dir():
+        raise StorageError(path.parent, "no such folder; --uri is a name for Milvus Lite in a folder that is there")
+    if path.is_dir() and ((path / "collections").is_dir() or not any(path.iterdir())):
+        return
+    if path.exists():
+        what = "is a folder with other files" if path.is_dir() else "is a file"
+        raise StorageError(path, f"{what}, and no database of Milvus Lite; give another --uri")
 
 
 def find_uri(recorded: str, folder: Path) -> str:

@@ -8,11 +8,12 @@ from llara.encoding.manifest import check_folder, read_manifest
 from llara.errors import StorageError
 from llara.index.base import DOCUMENTS, Ids, Index, Manifest, StoredIds
 from llara.index.bm25 import Bm25Index
-from llara.index.faiss import TYPES, Effort, FaissIndex
+from llara.index.faiss import Effort, FaissIndex
 from llara.index.flat import FlatIndex
 from llara.index.milvus import MilvusIndex
 from llara.index.parts import JoinedIds, PartedIndex
 from llara.index.passages import PassageIds, PassageIndex, open_documents
+from llara.index.shape import TYPES
 from llara.index.sparse import SparseIndex
 
 AnyIndex = Index[Any]

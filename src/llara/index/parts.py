@@ -186,7 +186,7 @@ def same_documents(first: tuple[Path, Index[Any]], second: tuple[Path, Index[Any
     one, other = (list(_id_files(folder, index.manifest)) for folder, index in pairs)
     if [record for _, record in one] != [record for _, record in other] and not _same_bytes(one, other):
         return "their ids, or the order of them, differ"
-    were, are = (_all_deleted(folder, index.manifest) for folder, index in pairs)
+    were, are = (all_deleted(folder, index.manifest) for folder, index in pairs)
     return "" if np.array_equal(were, are) else f"{len(are):,} of them deleted against {len(were):,}"
 
 
@@ -213,10 +213,11 @@ def _lines(files: list[tuple[Path, FileRecord]]) -> Iterator[bytes]:
             yield from file
 
 
-def _all_deleted(folder: Path, manifest: Manifest) -> Positions:
+def all_deleted(folder: Path, manifest: Manifest) -> Positions:
+    """Returns the positions of documents that were deleted from an index or from its parts, int64 [n], sorted."""
     found, start = [read_deleted(folder, manifest)], manifest.count
     for part in manifest.parts:
         place = folder / part["folder"]
-        found.append(start + _all_deleted(place, Manifest.read(place)))
+        found.append(start + all_deleted(place, Manifest.read(place)))
         start += part["count"]
     return np.unique(np.concatenate(found))

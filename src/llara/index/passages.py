@@ -9,7 +9,7 @@ counts documents: ids, positions, hits, and what a filter allows.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from llara.encoding.manifest import find_model
 from llara.encoding.shards import Vectors
 from llara.errors import StorageError
 from llara.files import FileRecord
-from llara.index.base import Allowed, Asks, Floats, Ids, Index, Manifest, Positions, StoredIds, TopK
+from llara.index.base import Allowed, Asks, Floats, Ids, Index, Keeps, Manifest, Positions, StoredIds, TopK
 from llara.index.parts import PartedIndex
 from llara.terms import Terms
 
@@ -28,6 +28,14 @@ _SPARE = 16  # passages fetched beyond what the hits take on average; fourfold u
 _BLOCK = 1 << 20  # passages looked at together
 
 Span = tuple[int, int]
+
+
+class Passage(NamedTuple):
+    """The passage of a vector: the position of its document, which one of its passages it is, and its characters."""
+
+    position: int
+    number: int
+    span: Span
 
 
 class PassageIds:
@@ -105,6 +113,17 @@ class PassageIndex:
             found.append((first, last))
         return found
 
+    def some(self, positions: Positions) -> tuple[list[Passage], Floats | Terms]:
+        """Returns one passage of each document at rising positions, not always its first, and what is kept of each."""
+        passages, rows = [], []
+        for turn, (position, bounds) in enumerate(zip(positions.tolist(), self._bounds(positions), strict=True)):
+            number = turn % (bounds[1] - bounds[0])
+            first, last = self._spans[bounds[0] + number].tolist()
+            passages.append(Passage(position, number, (first, last)))
+            rows.append(bounds[0] + number)
+        assert isinstance(self.inner, Keeps), "Milvus takes no passages, and bm25 has none"
+        return passages, self.inner.stored(np.array(rows, np.int64))
+
     def _fill(self, top: TopK, row: int, scores: Floats, positions: Positions) -> bool:
         """Fills in the hits of one query from passages, best first; tells whether there are as many as were asked for.
 
@@ -160,6 +179,22 @@ def _best_of_parts(index: PartedIndex, query: Any, positions: Positions) -> list
         for at, span in zip(here.tolist(), spans, strict=True):
             found[at] = span
     return found
+
+
+def some_passages(index: Index[Any], positions: Positions) -> tuple[list[Passage], Floats | Terms]:
+    """Returns what `PassageIndex.some` does, also of an index in parts."""
+    if isinstance(index, PassageIndex):
+        return index.some(positions)
+    assert isinstance(index, PartedIndex)
+    passages: list[Passage] = []
+    kept: list[Any] = []
+    for opened, start, stop in index.bounds():
+        here = positions[(positions >= start) & (positions < stop)] - start
+        if len(here):
+            some, stored = some_passages(opened, here)
+            passages += [each._replace(position=each.position + start) for each in some]
+            kept.append(stored)
+    return passages, Terms.join(kept) if index.asks == "terms" else np.concatenate(kept)
 
 
 def write_passages(folder: Path, vectors: Vectors) -> dict[str, FileRecord]:

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import Counter
 from itertools import cycle, islice
 from pathlib import Path
 from typing import NamedTuple
@@ -9,15 +10,18 @@ from typing import NamedTuple
 import numpy as np
 
 from llara.config import IndexConfig, ModelConfig
+from llara.encoding.arrays import Array
 from llara.encoding.shards import Vectors
 from llara.index.base import write_ids
 from llara.index.bm25 import WORDS, check_language, write_bm25
-from llara.index.build import MEMORY
-from llara.index.faiss import SAMPLE_BYTES, TRAIN, Shape, write_faiss
-from llara.index.faiss import TYPES as APPROXIMATE
+from llara.index.build import documents_per_part, kept_dtype
 from llara.index.flat import write_flat
+from llara.index.parts import cut_shards
+from llara.index.shape import TYPES as APPROXIMATE
+from llara.index.shape import Shape
 from llara.index.sparse import POSTINGS, cut, write_sparse
 from llara.invocation import shell_line
+from llara.plan import approximate
 from llara.plan.config import PlanIndexConfig, command_line
 from llara.plan.corpus import SEED, Sampled, draw_sample, good_documents, store, survey
 from llara.plan.measure import (
@@ -65,11 +69,18 @@ class _Input(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """Seconds and bytes on disk by part, and the most bytes of memory beside those of the process."""
+    """Seconds and bytes by what they go into.
+
+    memory: The most bytes beside those of the process. passing: Bytes on disk that are gone when the job is done.
+    searching: What a search holds beside files that are mapped. parts: How many the index is cut into.
+    """
 
     seconds: dict[str, float]
     disk: dict[str, int]
     memory: int
+    passing: int = 0
+    searching: int | None = None
+    parts: int = 1
 
 
 def estimate(config: PlanIndexConfig, started: float) -> Estimate:
@@ -85,18 +96,19 @@ def estimate(config: PlanIndexConfig, started: float) -> Estimate:
         if vectors is not None and config.type == "sparse":
             found = _sparse(folder, given, vectors)
         else:
-            found = _of_type(config, folder, given)
+            found = _of_type(config, folder, given, vectors)
     run = bool(config.calibrate)
     follows = config.vectors is not None or config.type == "bm25"
     return Estimate(
         job=f"index ({config.type})",
         corpus=str(config.vectors) if config.vectors else ", ".join(map(str, config.corpus)),
-        amounts={"documents": given.total, **({"vector size": given.dim} if config.type in OF_VECTORS else {})},
+        amounts=_amounts(config, given, found),
         hardware="CPU and disk" if run else NOTHING,
         seconds={"start": opening, **found.seconds} if run else None,
         memory=base + found.memory if run else None,
         memory_here=device_memory(),
-        disk=found.disk,
+        memory_search=found.searching,
+        disk={**found.disk, **({"vectors, while a part is built": found.passing} if found.passing else {})},
         disk_after=sum(found.disk.values()),
         disk_free=free_disk(config.output),
         notes=_notes(config, given),
@@ -105,6 +117,17 @@ def estimate(config: PlanIndexConfig, started: float) -> Estimate:
         if follows
         else shell_line(["plan", "encode", "--model", config.model, "--corpus", *config.corpus]),
     )
+
+
+def _amounts(config: PlanIndexConfig, given: _Input, found: _Found) -> dict[str, float]:
+    amounts: dict[str, float] = {"documents": given.total}
+    if config.type in OF_VECTORS:
+        amounts["vector size"] = given.dim
+    if given.vectors > given.total:
+        amounts["vectors"] = given.vectors
+    if found.parts > 1:
+        amounts["parts"] = found.parts
+    return amounts
 
 
 def _import_libraries(config: PlanIndexConfig) -> None:
@@ -141,38 +164,59 @@ def _of_corpus(config: PlanIndexConfig) -> _Input:
     return _Input(count, documents, found.sample, count, dim, found.read_seconds, (how, *found.remarks))
 
 
-def _of_type(config: PlanIndexConfig, folder: Path, given: _Input) -> _Found:
+def _of_type(config: PlanIndexConfig, folder: Path, given: _Input, vectors: Vectors | None) -> _Found:
     if config.type in APPROXIMATE:
-        return _approximate(config, folder, given)
+        return _approximate(config, folder, given, vectors)
     return _flat(folder, given) if config.type == "flat" else _bm25(config, folder, given)
 
 
-def _approximate(config: PlanIndexConfig, folder: Path, given: _Input) -> _Found:
-    """Indexes a shard's worth of vectors with the lists that the whole will have, where so many can have them.
-
-    The time of a graph grows with the number times its logarithm; that of lists with the number times the lists.
-    """
-    shape = Shape.of(config, given.vectors, given.dim)
-    count = min(SHARD, given.vectors)
-    nlist = shape.settings.get("nlist", 1)
-    few = min(nlist, max(1, count // TRAIN))
-    small = Shape(shape.type, given.dim, {**shape.settings, **({"nlist": few} if "nlist" in shape.settings else {})})
-    block = np.random.default_rng(SEED).standard_normal((count, given.dim), dtype=np.float32)
-    base = held_memory()
+def _approximate(config: PlanIndexConfig, folder: Path, given: _Input, vectors: Vectors | None) -> _Found:
+    """Tries the work on vectors of the first shard, or on random ones, and counts it for each part that will be cut."""
+    parts = Counter(_parts(config, given, vectors))
+    shapes = {rows: Shape.of(config, rows, given.dim) for rows in parts}
+    largest = max(parts)
+    dtype = kept_dtype(vectors) if vectors is not None else "float32"
+    block = _block(given, vectors, min(SHARD, largest))
     forget_peak()
-    began = time.perf_counter()
-    files, _ = write_faiss(folder, [block], count, "float32", small)
-    taken, scale = time.perf_counter() - began, given.vectors / count
-    growth = math.log(max(given.vectors, 2)) / math.log(max(count, 2)) if config.type == "hnsw" else nlist / few
-    ids, names = _ids(folder, given)
-    size = config.part_size or max(1, MEMORY // shape.bytes_per_vector)
-    held = max(peak_memory() - base, min(given.vectors, size) * shape.bytes_per_vector)
-    written = sum(record.bytes for record in files.values())
+    speeds, metric = approximate.measure(folder, block, dtype, shapes[largest])
+    seconds: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    searching = 0
+    for rows, times in parts.items():
+        shape = shapes[rows]
+        for name, value in approximate.part_seconds(shape, rows, dtype, speeds).items():
+            seconds[name] += times * value  # type: ignore[assignment]  # seconds are no whole numbers
+        sizes["index"] += times * approximate.file_bytes(shape, rows)
+        sizes["vectors"] += times * approximate.vector_bytes(shape, rows, dtype) if shape.has_lists else 0
+        searching += times * approximate.search_memory(shape, rows, metric)
+    spent, names = _ids(folder, given)
+    sizes["places of passages"] = 24 * given.vectors if given.vectors > given.total else 0
     return _Found(
-        {"build": taken * scale * growth, "ids": ids},
-        {"index": round(written * scale), "ids": names},
-        max(held, min(SAMPLE_BYTES, 4 * given.dim * TRAIN * nlist)),
+        {**seconds, "ids": spent},
+        {**{name: size for name, size in sizes.items() if size}, "ids": names},
+        max(approximate.build_memory(shapes[rows], rows) for rows in parts),
+        # A graph holds the vectors itself; while it is built, they lie beside it.
+        0 if config.type != "hnsw" else approximate.vector_bytes(shapes[largest], largest, dtype),
+        searching,
+        sum(parts.values()),
     )
+
+
+def _parts(config: PlanIndexConfig, given: _Input, vectors: Vectors | None) -> list[int]:
+    """Returns how many vectors each part will hold, as `llara.index.build.cut` cuts them."""
+    size = documents_per_part(config, given.total, given.vectors, given.dim)
+    if vectors is not None:
+        return [part.count_rows() for part in cut_shards(vectors, size)]
+    size = max(1, size // SHARD) * SHARD
+    return [min(size, given.vectors - start) for start in range(0, given.vectors, size)]
+
+
+def _block(given: _Input, vectors: Vectors | None, count: int) -> Array:
+    if vectors is not None:
+        first = next((shard for shard in vectors.shards() if len(shard)), None)
+        if first is not None:
+            return first[:count]
+    return np.random.default_rng(SEED).standard_normal((count, given.dim), dtype=np.float32)
 
 
 def _flat(folder: Path, given: _Input) -> _Found:
@@ -249,7 +293,8 @@ def _notes(config: PlanIndexConfig, given: _Input) -> tuple[str, ...]:
         if config.vectors is None:
             notes.append("the vectors are not made yet: llara plan encode says what they take")
     elif config.type in APPROXIMATE:
-        notes.append("time: one shard of random vectors was indexed, and counts for the others by how the type grows")
+        whose = "random vectors" if config.vectors is None else "vectors of the first shard"
+        notes.append(f"time: each kind of work was tried on {whose}, and counts for each part by how it grows")
         if config.vectors is None:
             notes.append("the vectors are not made yet: llara plan encode says what they take")
     elif config.type == "sparse":

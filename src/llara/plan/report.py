@@ -50,6 +50,8 @@ class Estimate:
     """What remains when the job is done."""
     disk_free: int
     fleet: FleetEstimate | None = None
+    memory_search: int | None = None
+    """What a search of the index will hold beside files that are mapped; None where that is not told."""
     notes: tuple[str, ...] = ()
     """How the figures were found, and what is not in them."""
     next_command: str = ""
@@ -60,6 +62,8 @@ class Estimate:
         found = []
         if self.memory is not None and self.memory_here is not None and self.memory > self.memory_here:
             found.append(f"needs {size(self.memory)} of memory, and {size(self.memory_here)} are here")
+        if self.memory_search is not None and self.memory_here is not None and self.memory_search > self.memory_here:
+            found.append(f"a search needs {size(self.memory_search)} of memory, and {size(self.memory_here)} are here")
         if (needed := sum(self.disk.values())) > self.disk_free:
             found.append(f"needs {size(needed)} of disk, and {size(self.disk_free)} are free there")
         return tuple(found)
@@ -96,7 +100,8 @@ class Estimate:
         if self.memory is None:
             return [("memory", "not measured")]
         here = f" of {size(self.memory_here)}" if self.memory_here is not None else ""
-        return [("memory", f"{size(self.memory)}{here}")]
+        searching = "" if self.memory_search is None else f"{size(self.memory_search)}, beside files that are mapped"
+        return [("memory", f"{size(self.memory)}{here}"), *([("  of a search", searching)] if searching else [])]
 
     def _disk(self) -> list[tuple[str, str]]:
         peak = size(sum(self.disk.values()))
