@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from llara.config import ModelConfig
 from llara.errors import LlaraError, ModelError, StorageError
-from llara.loading import FOLDERS, load_model
+from llara.hub import OTHER_FOLDERS
+from llara.loading import load_model
 from llara.published import Published, read_published
 from tests import tiny, tiny_encoder
 from tests.folders import load
@@ -253,6 +254,6 @@ def test_a_folder_without_them(bert: Path) -> None:
 
 def test_of_a_hub_only_the_folders_of_steps_are_fetched() -> None:
     for name in ("1_Pooling/config.json", "2_Dense/model.safetensors", "modules.json", "model.safetensors"):
-        assert not fnmatch.fnmatch(name, FOLDERS)
+        assert not fnmatch.fnmatch(name, OTHER_FOLDERS)
     for name in ("onnx/model.onnx", "original/params.json", "fp16/model.safetensors", "openvino/1/config.json"):
-        assert fnmatch.fnmatch(name, FOLDERS)
+        assert fnmatch.fnmatch(name, OTHER_FOLDERS)
