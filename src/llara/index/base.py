@@ -2,7 +2,8 @@
 
 An index folder holds `manifest.json` (published last), `identity.json` (what the folder was claimed for),
 `config.toml`, `ids.txt` with `ids.offsets.npy`, and the files of its type; where it was built from a corpus, also
-`documents`. It is complete without the vectors folder it was built from: only texts and titles to show are read there.
+`documents`; and `filters`, which are no part of it (see `remembered.py`). It is complete without the vectors folder it
+was built from: only texts and titles to show are read there.
 """
 
 from array import array
