@@ -77,8 +77,8 @@ def make_faiss(
     return FaissIndex(folder, Manifest.read(folder), effort)
 
 
-def make_milvus(folder: Path, vectors: np.ndarray[Any, Any], ids: Sequence[str]) -> Index[Any]:
-    place = choose_place(folder, None, None, "FLAT", "fingerprint")
+def make_milvus(folder: Path, vectors: np.ndarray[Any, Any], ids: Sequence[str], kind: str = "FLAT") -> Index[Any]:
+    place = choose_place(folder, None, None, kind, "fingerprint")
     files = write_ids(folder, ids)
     with Progress("index", len(ids), "documents") as shown:
         settings = write_milvus(folder, [vectors], place, vectors.shape[1], 0, shown)

@@ -21,6 +21,7 @@ from llara.index.base import Allowed, Manifest
 from llara.index.job import index
 from llara.index.milvus import MilvusIndex, Server
 from llara.index.opening import open_index
+from tests.index.helpers import make_milvus
 from tests.index.test_build import write_corpus
 from tests.index.test_change import ask, delete, write_folder
 
@@ -117,6 +118,23 @@ def test_documents_are_added_and_deleted_in_the_collection(tmp_path: Path, monke
     assert [ids for _, ids in ask(open_index(output))] == [ids for _, ids in ask(open_index(tmp_path / "flat"))]
     opened = open_index(output)
     assert isinstance(opened, MilvusIndex) and opened._extra == 0
+
+
+def test_a_graph_over_copies_finds_what_a_flat_index_finds(tmp_path: Path) -> None:
+    """A tenth are copies of four; of the ten best, at least 0.99 are found."""
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((40, 16))
+    vectors = (centres[rng.integers(0, 40, 4000)] + 0.3 * rng.standard_normal((4000, 16))).astype(np.float32)
+    copied = rng.integers(0, 4000, 4)
+    vectors[rng.permutation(4000)[:400]] = vectors[copied[rng.integers(0, 4, 400)]]
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    queries = (centres[rng.integers(0, 40, 100)] + 0.3 * rng.standard_normal((100, 16))).astype(np.float32)
+    (tmp_path / "milvus").mkdir()
+    made = make_milvus(tmp_path / "milvus", vectors, [f"d{n}" for n in range(4000)], "AUTOINDEX")
+    found = made.search(queries, 10)
+    scores = queries @ vectors.T
+    least = np.sort(scores, axis=1)[:, -10:-9]
+    assert (np.take_along_axis(scores, found.positions, axis=1) >= least - 1e-5).mean() >= 0.99
 
 
 def test_a_filter_of_many_documents(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:

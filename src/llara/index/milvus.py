@@ -31,6 +31,9 @@ PATIENCE = 600.0  # seconds that it may take to write rows, to make them durable
 MOST = 16_384  # hits that Milvus returns, and ids that it is asked for, at most
 KEY, VECTOR = "position", "vector"
 PROPERTY = "llara"  # of a collection: the folder that it belongs to
+# Of a graph, where they are ours to set. Copies link to each other: a corpus with many takes more than is usual.
+GRAPH = {"M": 32, "efConstruction": 200}
+EF = 512  # candidates that a search keeps
 _SPARE = 16  # hits fetched beyond top_k, so that equal ones stand in the order of their ids
 _QUERIES = 64  # asked at once
 _NAMED = 4096  # allowed documents that are named in a query; of more, the others are dropped from what was found
@@ -50,6 +53,7 @@ class MilvusIndex:
         self.dim = int(manifest.settings["dim"])
         self._server = Server(find_uri(manifest.settings["uri"], folder), folder)
         self._name = str(manifest.settings["collection"])
+        self._kind = str(manifest.settings["milvus_index"])
         deleted = read_deleted(folder, manifest)
         rows = self._server.check(self._name, self.dim, manifest.settings["binding"])
         # A change that was stopped leaves rows behind that the manifest does not know, or no longer.
@@ -114,7 +118,7 @@ class MilvusIndex:
         most = min(MOST, len(self) + self._extra)
         limit = min(most, round(len(self) / (fits.count if fits else len(self)) * (top_k + _SPARE)) + self._extra)
         while True:
-            scores, positions = self._server.search(self._name, queries, limit, "")
+            scores, positions = self._server.search(self._name, queries, limit, "", self._kind)
             top = best_rows(*self._known(scores, positions, fits), self.ids, top_k)
             full = top.positions.shape[1] == top_k and bool((top.positions >= 0).all())
             if full and (limit == most or (top.scores[:, -1] > scores[:, -1] + _MARGIN).all()):
@@ -130,7 +134,7 @@ class MilvusIndex:
         parts = []
         for start in range(0, len(named), _NAMED):
             condition = f"{KEY} in {named[start : start + _NAMED].tolist()}"
-            parts.append(self._known(*self._server.search(self._name, queries, limit, condition), fits))
+            parts.append(self._known(*self._server.search(self._name, queries, limit, condition, self._kind), fits))
         scores, positions = (np.concatenate(each, axis=1) for each in zip(*parts, strict=True))
         return best_rows(scores, positions, self.ids, top_k)
 
@@ -197,7 +201,7 @@ class Server:
         schema.add_field(KEY, DataType.INT64, is_primary=True)
         schema.add_field(VECTOR, DataType.FLOAT_VECTOR, dim=dim)
         searched = MilvusClient.prepare_index_params()
-        searched.add_index(VECTOR, index_type=kind, metric_type="IP")
+        searched.add_index(VECTOR, index_type=kind, metric_type="IP", params=GRAPH if self._takes_graph(kind) else {})
         # Milvus Lite keeps no description, and a server may keep no property that it does not know.
         given = {"schema": schema, "index_params": searched, "properties": {PROPERTY: said}}
         given |= {"consistency_level": "Strong", "timeout": TIMEOUT}  # what was written is found at once
@@ -220,9 +224,15 @@ class Server:
             self._ask(lambda some=some: self._client.delete(name, ids=some, timeout=PATIENCE))  # type: ignore[misc]
         self._ask(lambda: self._client.flush(name, timeout=PATIENCE))
 
-    def search(self, name: str, queries: Floats, limit: int, condition: str) -> tuple[Floats, Positions]:
+    def _takes_graph(self, kind: str) -> bool:
+        """Tells whether the parameters of a graph are ours to set: those of a cluster's AUTOINDEX are not."""
+        return kind == "HNSW" or (kind == "AUTOINDEX" and "://" not in self.uri)
+
+    def search(self, name: str, queries: Floats, limit: int, condition: str, kind: str) -> tuple[Floats, Positions]:
         """Returns scores and positions, [queries, limit], rows filled up with -inf and -1."""
-        given = {"anns_field": VECTOR, "search_params": {"metric_type": "IP"}, "filter": condition, "timeout": TIMEOUT}
+        effort = {"ef": max(EF, limit)} if self._takes_graph(kind) else {}
+        how = {"metric_type": "IP", "params": effort}
+        given = {"anns_field": VECTOR, "search_params": how, "filter": condition, "timeout": TIMEOUT}
         rows = self._ask(lambda: self._client.search(name, data=queries.tolist(), limit=limit, **given))
         scores = np.full((len(queries), limit), -np.inf, np.float32)
         positions = np.full((len(queries), limit), -1, np.int64)
