@@ -21,6 +21,7 @@ from llara.losses.contrast import InfoNCE
 from llara.losses.rows import row_slices
 from llara.progress import note
 from llara.training.contrast import ContrastSource
+from llara.training.examples import passage_text
 from llara.training.trainer import to_device
 
 DEPTH = 10
@@ -83,22 +84,19 @@ def make_pool(
     for place, (number, query) in enumerate(chosen):
         queries.append((number, query))
         same = [dev[number][row] for row in rows[number, query]]
-        found = [enter(number, _text(dev[number], each, contract)) for example in same for each in example.positives]
+        found = [
+            enter(number, passage_text(dev[number], each, contract)) for example in same for each in example.positives
+        ]
         positives.append(found[0])
         pairs.extend([place, each] for each in dict.fromkeys(found))
         for each in itertools.chain.from_iterable(example.negatives for example in same):
-            enter(number, _text(dev[number], each, contract))
+            enter(number, passage_text(dev[number], each, contract))
     for number, text in _fillers(dev, others, train, rng, contract):
         if len(entered) >= config.dev_passages:
             break
         enter(number, text)
     passages = [(number, text) for text, (_, number) in entered.items()]
     return Pool(queries, passages, torch.tensor(pairs).T, torch.tensor(positives))
-
-
-def _text(examples: ExampleSet, number: int, contract: Contract) -> str:
-    passage = examples.passage(number)
-    return contract.join_title(passage.title, passage.text)
 
 
 def _fillers(
@@ -110,14 +108,14 @@ def _fillers(
 ) -> Iterator[tuple[int, str]]:
     for number, row in others:
         for each in dev[number][row].positives:
-            yield number, _text(dev[number], each, contract)
+            yield number, passage_text(dev[number], each, contract)
     # As often as there are examples, so that a small set, all of whose passages are in, ends the search.
     for _ in range(sum(map(len, train))):
         number = int(rng.integers(len(train)))
         examples = train[number]
         example = examples[int(rng.integers(len(examples)))]
         passages = (*example.positives, *example.negatives)
-        yield min(number, len(dev) - 1), _text(examples, passages[int(rng.integers(len(passages)))], contract)
+        yield min(number, len(dev) - 1), passage_text(examples, passages[int(rng.integers(len(passages)))], contract)
 
 
 class DevMeasure:

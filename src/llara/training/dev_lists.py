@@ -16,6 +16,7 @@ from llara.losses.listwise import listwise_softmax
 from llara.progress import note
 from llara.reranker import Reranker
 from llara.training.dev import NAMES, note_overlap, ranked, shuffle_queries
+from llara.training.examples import passage_text
 
 
 class _List(NamedTuple):
@@ -73,12 +74,11 @@ class ListMeasure:
 
 def _documents(examples: ExampleSet, rows: Sequence[int], model: Reranker) -> tuple[list[str], list[str]]:
     """Returns the texts that are relevant to a query of several rows, and those that are not; each once."""
-
-    def text(number: int) -> str:
-        passage = examples.passage(number)
-        return model.contract.join_title(passage.title, passage.text)
-
     same = [examples[row] for row in rows]
-    relevant = dict.fromkeys(text(each) for example in same for each in example.positives)
-    others = dict.fromkeys(text(each) for example in same for each in example.negatives)
+    relevant = dict.fromkeys(
+        passage_text(examples, each, model.contract) for example in same for each in example.positives
+    )
+    others = dict.fromkeys(
+        passage_text(examples, each, model.contract) for example in same for each in example.negatives
+    )
     return list(relevant), [each for each in others if each not in relevant]

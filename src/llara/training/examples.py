@@ -79,20 +79,22 @@ class ExampleDraw:
     def _draw(self, number: int, row: int, rng: np.random.Generator) -> Drawn:
         examples = self.sets[number]
         example = examples[row]
-        texts = {each: self._text(examples, each) for each in example.positives}
+        texts = {each: passage_text(examples, each, self.contract) for each in example.positives}
         best = int(rng.integers(len(example.positives)))
         count = min(self.config.negatives, len(example.negatives))
         others = rng.choice(len(example.negatives), size=count, replace=False) if count else np.empty(0, dtype=np.int64)
-        negatives = [self._text(examples, example.negatives[int(each)]) for each in others]
+        negatives = [passage_text(examples, example.negatives[int(each)], self.contract) for each in others]
         scores: tuple[float, ...] = ()
         if example.positive_scores:
             scores = (example.positive_scores[best], *(example.negative_scores[int(each)] for each in others))
         passages = (texts[example.positives[best]], *negatives)
         return Drawn(number, example.query, passages, tuple(texts.values()), scores)
 
-    def _text(self, examples: ExampleSet, number: int) -> str:
-        passage = examples.passage(number)
-        return self.contract.join_title(passage.title, passage.text)
+
+def passage_text(examples: ExampleSet, number: int, contract: Contract | PairContract) -> str:
+    """Returns a passage of a set as a model reads it, its title joined to its text."""
+    passage = examples.passage(number)
+    return contract.join_title(passage.title, passage.text)
 
 
 class Opened(NamedTuple):
