@@ -99,9 +99,13 @@ class Kind(NamedTuple):
 
 
 def make_sources(folder: Path) -> Path:
-    """Makes a corpus with two bad rows, and its vectors with sparse ones; every kind of folder can be made of these."""
+    """Makes a corpus and its vectors with sparse ones; every kind of folder can be made of these.
+
+    Two rows are bad, and two documents the same but for their ids.
+    """
     rows = corpus_lines(ROWS)
     rows[3], rows[50] = b"bad", rows[49]
+    rows[61] = rows[59].replace(b'"doc59"', b'"doc61"')
     run_sparse(write_corpus(folder / "corpus.jsonl", rows), folder / "vectors", SHARD_SIZE, extras=EXTRAS)
     return folder
 

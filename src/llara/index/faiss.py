@@ -2,9 +2,11 @@
 
     index.faiss     what FAISS searches: the graph with the vectors (hnsw), or lists of codes (ivfpq, rabitq)
     vectors.npy     the vectors [documents, dim] as they were encoded, where index.faiss holds only codes
+    copies.npy      of a graph: the documents whose vector an earlier one has; see copies.py
 
 FAISS finds candidates, whose scores are then computed again from the vectors, as a flat index computes them: a document
-that both find has the same score in both, and what an approximation costs is recall alone.
+that both find has the same score in both, and what an approximation costs is recall alone. A candidate is a vector; in
+a graph it may stand for several documents.
 
 Files are memory-mapped, but for codes that FAISS compares 32 at a time: those of rabitq, and of ivfpq with 4 bits. It
 copies them as it opens the file, so an open index of these types holds all of `index.faiss` in memory. An ivfpq with
@@ -24,7 +26,8 @@ import numpy as np
 from llara.encoding.arrays import Array, open_array
 from llara.errors import StorageError
 from llara.files import check_file
-from llara.index.base import Allowed, Floats, Ids, Manifest, Positions, TopK, best_first, best_rows
+from llara.index.base import Allowed, Floats, Ids, Manifest, Positions, TopK, best_first
+from llara.index.copies import Copies
 from llara.index.flat import FILE, OverVectors, check_queries, exact_scores, selector
 from llara.index.shape import TYPES, VECTORS, metric_number
 
@@ -73,7 +76,8 @@ class FaissIndex(OverVectors):
     def __init__(self, folder: Path, manifest: Manifest, effort: Effort | None = None, ids: Ids | None = None) -> None:
         super().__init__(folder, manifest, ids)
         self.effort = effort or Effort()
-        self._faiss = _open(folder / FILE, manifest)
+        self._copies = Copies.open(folder, int(manifest.settings.get("copies", 0)), manifest.count)
+        self._faiss = _open(folder / FILE, manifest, self._copies.vectors)
         self._searched, self._rotation = inner(self._faiss)
         if manifest.type == "hnsw":
             self._vectors: Array = _stored(self._faiss)
@@ -102,7 +106,8 @@ class FaissIndex(OverVectors):
             parameters = self._parameters(fetch, nprobe, allowed)
             for start in range(0, len(rows), step):
                 some = rows[start : start + step]
-                top.scores[some], top.positions[some] = self._search_batch(queries[some], top_k, fetch, parameters)
+                found = self._search_batch(queries[some], top_k, fetch, parameters, allowed)
+                top.scores[some], top.positions[some] = found
             rows = np.flatnonzero(top.positions[:, -1] < 0)  # too few documents lie in the lists that were looked into
             if not len(rows) or nprobe >= nlist:
                 return self._search_all(queries, rows.tolist(), top, allowed)
@@ -129,34 +134,38 @@ class FaissIndex(OverVectors):
         share = 0 if self.manifest.type == "hnsw" else min(9 * top_k + _SPARE, _MOST)
         return top_k + _SPARE + share
 
-    def _search_batch(self, queries: Floats, top_k: int, fetch: int, parameters: Any) -> TopK:
+    def _rows(self, positions: Positions) -> Positions:
+        return self._copies.vectors_of(positions)
+
+    def _search_batch(self, queries: Floats, top_k: int, fetch: int, parameters: Any, allowed: Allowed | None) -> TopK:
         """Returns the hits of some queries; a row stays short where FAISS found too few."""
         rotated = queries if self._rotation is None else self._rotation.apply(queries)
-        _, positions = self._searched.search(rotated, fetch, params=parameters)
+        _, candidates = self._searched.search(rotated, fetch, params=parameters)
         step = max(1, _CELLS // (fetch * self.dim))
         parts = []
         for start in range(0, len(queries), step):
             rows = slice(start, start + step)
-            near = self._nearest(queries[rows], positions[rows], top_k + _SPARE)
+            near = self._nearest(queries[rows], candidates[rows], top_k + _SPARE)
             found = exact_scores(self._vectors, queries[rows, None], np.maximum(near, 0))
-            parts.append(best_rows(np.where(near >= 0, found, -np.inf).astype(np.float32), near, self.ids, top_k))
+            scores = np.where(near >= 0, found, -np.inf).astype(np.float32)
+            parts.append(self._copies.documents(scores, near, self.ids, top_k, allowed))
         return TopK(*(np.concatenate(each) for each in zip(*parts, strict=True)))
 
-    def _nearest(self, queries: Floats, positions: Positions, count: int) -> Positions:
+    def _nearest(self, queries: Floats, candidates: Positions, count: int) -> Positions:
         """Returns the best candidates by their float32 scores, int64 [queries, count]; all where they are not more."""
-        if positions.shape[1] <= count:
-            return positions
-        vectors = self._vectors[np.maximum(positions, 0)].astype(np.float32, copy=False)
+        if candidates.shape[1] <= count:
+            return candidates
+        vectors = self._vectors[np.maximum(candidates, 0)].astype(np.float32, copy=False)
         scores = np.matmul(vectors, queries[:, :, None])[..., 0]
-        scores[positions < 0] = -np.inf
+        scores[candidates < 0] = -np.inf
         kept = np.argpartition(-scores, count - 1, axis=1)[:, :count]
-        return np.take_along_axis(positions, kept, axis=1)
+        return np.take_along_axis(candidates, kept, axis=1)
 
     def _parameters(self, fetch: int, nprobe: int, allowed: Allowed | None) -> Any:
         import faiss
 
         faiss_any: Any = faiss  # its stubs know the C++ signatures only
-        given: dict[str, Any] = {} if allowed is None else {"sel": selector(allowed)}
+        given: dict[str, Any] = {} if allowed is None else {"sel": selector(self._copies.allowed(allowed))}
         if self.manifest.type == "hnsw":
             ef_search = self.effort.ef_search or self.manifest.settings["ef_search"]
             wider = 1.0 if allowed is None else self._wider(allowed.count)
@@ -170,7 +179,7 @@ class FaissIndex(OverVectors):
         for row in rows:
             scores, positions = np.empty(0, np.float32), np.empty(0, np.int64)
             for block in self._blocks(allowed):
-                found = exact_scores(self._vectors, queries[row], block)
+                found = exact_scores(self._vectors, queries[row], self._rows(block))
                 scores, positions = np.concatenate([scores, found]), np.concatenate([positions, block])
                 scores, positions = best_first(scores, positions, self.ids, top.scores.shape[1])
             top.scores[row], top.positions[row] = scores, positions
@@ -203,7 +212,8 @@ def inner(index: Any) -> tuple[Any, Any]:
     return faiss_any.downcast_index(index.index), faiss_any.downcast_VectorTransform(index.chain.at(0))
 
 
-def _open(path: Path, manifest: Manifest) -> Any:
+def _open(path: Path, manifest: Manifest, count: int) -> Any:
+    """Opens the FAISS file of a folder, which holds `count` vectors."""
     import faiss
 
     if manifest.type != "hnsw":
@@ -216,6 +226,6 @@ def _open(path: Path, manifest: Manifest) -> Any:
         raise StorageError(path, f"is damaged, FAISS cannot read it: {error}; rebuild the index") from error
     found = type(inner(index)[0]).__name__
     sound = found in _KINDS[manifest.type] and index.metric_type == metric_number(manifest.settings.get("metric", "ip"))
-    if not sound or (index.ntotal, index.d) != (manifest.count, manifest.settings["dim"]):
+    if not sound or (index.ntotal, index.d) != (count, manifest.settings["dim"]):
         raise StorageError(path, "is damaged: it does not fit its manifest; rebuild the index")
     return index

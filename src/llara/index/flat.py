@@ -22,7 +22,7 @@ _COUNT_AT, _SIZE_AT, _HEADER = 8, 37, 45  # where FAISS keeps two 64-bit numbers
 
 
 class OverVectors:
-    """What indexes share that keep the vectors as they were encoded, `_vectors` [documents, dim]."""
+    """What indexes share that keep the vectors as they were encoded: `_vectors` [documents, dim], or see `_rows`."""
 
     asks: Asks = "vectors"
     _vectors: Array
@@ -38,11 +38,16 @@ class OverVectors:
 
     def score(self, queries: Floats, positions: Sequence[Positions]) -> list[Floats]:
         """Returns the exact scores of given documents, per query int64 [n] to float32 [n], as `search` gives them."""
-        return [exact_scores(self._vectors, query, each) for query, each in zip(queries, positions, strict=True)]
+        rows = map(self._rows, positions)
+        return [exact_scores(self._vectors, query, each) for query, each in zip(queries, rows, strict=True)]
 
     def stored(self, positions: Positions) -> Floats:
         """Returns the vectors of documents, int64 [n] to float32 [n, dim]."""
-        return np.array(self._vectors[positions], np.float32)
+        return np.array(self._vectors[self._rows(positions)], np.float32)
+
+    def _rows(self, positions: Positions) -> Positions:
+        """Returns in which rows of `_vectors` those of documents lie, int64 to int64 of the same shape."""
+        return positions
 
     @property
     def origin(self) -> str:

@@ -1,7 +1,7 @@
 """How an approximate index is made: its parameters, what it is trained on, and its files."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from llara.config import IndexConfig
-from llara.encoding.arrays import Array, open_array, write_chunks_of
+from llara.encoding.arrays import Array, open_array, write_array, write_chunks_of
 from llara.errors import ConfigError, StorageError
 from llara.files import TEMPORARY, FileRecord
-from llara.index.base import Floats
+from llara.index.base import Floats, Positions
+from llara.index.copies import COPIES, Digests, without
 from llara.index.flat import FILE
 from llara.index.written import write_index
 from llara.progress import Progress
@@ -154,7 +155,7 @@ def write_faiss(
 
     The vectors go to disk first and are read from there, so that memory holds what FAISS searches and nothing else: see
     `Shape.bytes_per_vector`. The same vectors and seed give the same bytes, but for hnsw, where threads that link
-    documents at the same time see each other's links: there only with OMP_NUM_THREADS=1.
+    vectors at the same time see each other's links: there only with OMP_NUM_THREADS=1.
     """
     written = write_vectors(folder, shards, count, vector_dtype, shape)
     try:
@@ -162,33 +163,48 @@ def write_faiss(
         index = shape.make(written.metric)
         if shape.has_lists:
             index.train(_sample(vectors, shape))
+        else:
+            vectors = without(written.path, vectors, written.copies[:, 0])
         _add(index, vectors, shown)
         files = {FILE: write_index(index, folder / FILE)}
+        if len(written.copies):
+            files[COPIES] = write_array(folder / COPIES, written.copies)
     finally:
         if not shape.has_lists:
             written.path.unlink(missing_ok=True)
-    made = {**shape.settings, "vector_dtype": written.dtype, "metric": written.metric}
+    made = {**shape.settings, "vector_dtype": written.dtype, "metric": written.metric, "copies": len(written.copies)}
     return files | ({VECTORS: written.record} if shape.has_lists else {}), made
 
 
 class Written(NamedTuple):
-    """The vectors on disk, and how FAISS is to compare them: `metric` is ip or l2."""
+    """The vectors on disk, and what they turned out to be."""
 
     path: Path
     record: FileRecord
     dtype: str
     metric: str
+    """How FAISS is to compare them, ip or l2."""
+    copies: Positions
+    """Those that a graph does not link, int64 [copies, 2]: see `llara.index.copies`. None for lists."""
 
 
 def write_vectors(folder: Path, shards: Iterable[Array], count: int, vector_dtype: str, shape: Shape) -> Written:
     """Writes the vectors that an index is made from; see `write_faiss`. A graph holds them itself, in float32."""
     dtype = vector_dtype if shape.has_lists else "float32"
     path = folder / (VECTORS if shape.has_lists else f"{TEMPORARY}{VECTORS}")
-    lengths = _Lengths()
-    record = write_chunks_of(path, dtype, (count, shape.dim), (lengths.look(folder, shard) for shard in shards))
+    lengths, digests = _Lengths(), Digests()
+
+    def looked_at() -> Iterator[Array]:
+        for shard in shards:
+            lengths.look(folder, shard)
+            if not shape.has_lists:
+                digests.look(shard)
+            yield shard
+
+    record = write_chunks_of(path, dtype, (count, shape.dim), looked_at())
     # Vectors of length 1 stand in the same order by either. Those of texts lie in a narrow cone: what a code errs by
     # then hides the differences between products, but not those between distances, which are as small.
-    return Written(path, record, dtype, "l2" if shape.has_lists and lengths.are_one else "ip")
+    return Written(path, record, dtype, "l2" if shape.has_lists and lengths.are_one else "ip", digests.table())
 
 
 class _Lengths:
@@ -196,12 +212,11 @@ class _Lengths:
 
     are_one = True
 
-    def look(self, folder: Path, shard: Array) -> Array:
+    def look(self, folder: Path, shard: Array) -> None:
         if not np.isfinite(shard).all():
             raise StorageError(folder, "the vectors hold values that are not finite; encode the corpus again")
         lengths = np.linalg.norm(shard.astype(np.float32), axis=1)
         self.are_one &= bool((np.abs(lengths - 1) < _LENGTH_ERROR).all())
-        return shard
 
 
 def metric_number(name: str) -> int:
