@@ -214,9 +214,7 @@ def test_a_server_that_does_not_answer_is_an_error_within_seconds(
         with pytest.raises(StorageError, match=r"Milvus does not answer as it should: .*see whether it runs"):
             index(config)
         assert time.monotonic() - began < 30
-        assert not (tmp_path / "index" / "manifest.json").exists()
-        for path in (tmp_path / "index").iterdir():
-            path.unlink()
+        assert not (tmp_path / "index").exists()  # so that a corrected address is welcome
 
 
 SERVER = """

@@ -36,7 +36,7 @@ from llara.files import (
 from llara.index.base import DOCUMENTS, MANIFEST, Manifest, write_ids
 from llara.index.bm25 import check_language, write_bm25
 from llara.index.flat import write_flat
-from llara.index.milvus import check_path, choose_place, write_milvus
+from llara.index.milvus import check_uri, choose_place, write_milvus
 from llara.index.opening import open_index
 from llara.index.parts import PART, covered, cut_shards, read_deleted, vectors_fingerprint
 from llara.index.passages import write_passages
@@ -93,8 +93,8 @@ def build_index(config: IndexConfig) -> IndexResult:
         raise StorageError(vectors.folder, f"holds several passages of a document, --type milvus takes one; {advice}")
     if vectors is not None and config.type == "sparse":
         vectors.sparse_settings()
-    if config.uri is not None:
-        check_path(config.uri)
+    if config.uri is not None and not (config.output / MANIFEST).exists():
+        check_uri(config.uri, config.output)
     next(read_rows(config.corpus) if config.corpus else iter(()), None)
     check_place(config.output)
     with FolderLock(config.output):

@@ -155,12 +155,10 @@ class Server:
             from pymilvus import MilvusClient
         except ImportError as error:
             raise MissingExtra("an index of type milvus", "milvus") from error
-        check_path(uri)
-        for name in (
-            "pymilvus",
-            "milvus_lite",
-            "grpc",
-        ):  # what they log, tracebacks and all, is in the error that follows
+        if not is_remote(uri):
+            check_path(uri)
+        for name in ("pymilvus", "milvus_lite", "grpc"):
+            # What they log, tracebacks and all, is in the error that follows.
             logging.getLogger(name).setLevel(logging.CRITICAL)
         given = {"token": os.environ[TOKEN]} if os.environ.get(TOKEN) else {}
         self._client: Any = self._ask(lambda: MilvusClient(uri=uri, timeout=TIMEOUT, **given))
@@ -317,11 +315,17 @@ def is_remote(uri: str) -> bool:
     return "://" in uri
 
 
+def check_uri(uri: str, folder: Path) -> None:
+    """Refuses an address that does not answer, or a path that does not fit, for the index in `folder`."""
+    if is_remote(uri):
+        Server(uri, folder)
+    else:
+        check_path(uri)
+
+
 def check_path(uri: str) -> None:
     """Refuses a path where Milvus Lite can keep nothing, or that holds something else: it keeps a folder there."""
     path = Path(uri)
-    if is_remote(uri):
-        return
     if not path.parent.is_dir():
         raise StorageError(path.parent, "no such folder; --uri is a name for Milvus Lite in a folder that is there")
     if path.is_dir() and ((path / "collections").is_dir() or not any(path.iterdir())):
