@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import common.checkout  # noqa: F401 - the next import needs it
 import numpy as np
 from common.stand_in import Quick
 

@@ -223,7 +223,9 @@ def shape(count: int = 10_000, dim: int = 256, **settings: Any) -> Shape:
 
 def test_parameters_follow_the_size() -> None:
     assert [shape(count, type="ivfpq").settings["nlist"] for count in (1, 100, 10_000, 10**6)] == [1, 1, 156, 4096]
-    assert [usual_pieces(dim) for dim in (1, 7, 8, 256, 768, 4096)] == [1, 1, 2, 64, 128, 128]
+    assert [usual_pieces(dim, 8) for dim in (1, 7, 8, 256, 768, 4096)] == [1, 1, 2, 64, 128, 128]
+    assert [usual_pieces(dim, 4) for dim in (1, 7, 8, 256, 768, 4096)] == [1, 1, 4, 128, 256, 256]
+    assert shape(type="ivfpq", pq_bits=4).bytes_per_vector == shape(type="ivfpq", pq_bits=8).bytes_per_vector
     assert [shape(count, type="ivfpq").settings["pq_bits"] for count in (1, 100, 10_000)] == [1, 4, 8]
     assert shape(type="hnsw").bytes_per_vector == 4 * 256 + 8 * 32 + 32
 

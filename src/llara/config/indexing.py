@@ -40,9 +40,10 @@ class IndexConfig(JobConfig):
     nlist: int | None = None
     """ivfpq, rabitq: lists that the vectors are divided into; default: about four times the root of their number."""
     pq_m: int | None = None
-    """ivfpq: pieces that a vector is cut into; default: one for four dimensions, 128 at most."""
+    """ivfpq: pieces that a vector is cut into; default: one for four dimensions, 128 at most; of 4 bits, one for two
+    dimensions, 256 at most."""
     pq_bits: int | None = None
-    """ivfpq: bits of a piece's code; 4 is searched faster; default: 8."""
+    """ivfpq: bits of a piece's code; 4 is searched several times faster, with the codes in memory; default: 8."""
     rabitq_bits: int = 1
     """rabitq: bits per dimension."""
     part_size: int | None = None

@@ -17,6 +17,7 @@ more than 2 GiB.
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ _MOST = 512  # candidates beyond top_k by default, however many hits are asked f
 _ROOM = 2  # times what is fetched that the lists hold which are looked into by default
 _WIDEST = 16  # how many times the effort grows where few documents are allowed
 _BATCH = 1024  # queries per FAISS call, fewer where that many hits at once would take much memory
-_CELLS = 1 << 22  # candidates' numbers that are in memory together
+_CELLS = 1 << 20  # candidates' numbers that a thread has in memory together
 _BLOCK = 1 << 16  # vectors scored at once
 _KINDS = {
     "hnsw": ("IndexHNSWFlat",),
@@ -139,16 +140,22 @@ class FaissIndex(OverVectors):
 
     def _search_batch(self, queries: Floats, top_k: int, fetch: int, parameters: Any, allowed: Allowed | None) -> TopK:
         """Returns the hits of some queries; a row stays short where FAISS found too few."""
+        import faiss
+
         rotated = queries if self._rotation is None else self._rotation.apply(queries)
         _, candidates = self._searched.search(rotated, fetch, params=parameters)
-        step = max(1, _CELLS // (fetch * self.dim))
-        parts = []
-        for start in range(0, len(queries), step):
-            rows = slice(start, start + step)
+        threads = faiss.omp_get_max_threads()
+        step = max(1, min(math.ceil(len(queries) / threads), _CELLS // (fetch * self.dim)))
+        blocks = [slice(start, start + step) for start in range(0, len(queries), step)]
+
+        def score(rows: slice) -> TopK:
             near = self._nearest(queries[rows], candidates[rows], top_k + _SPARE)
             found = exact_scores(self._vectors, queries[rows, None], np.maximum(near, 0))
             scores = np.where(near >= 0, found, -np.inf).astype(np.float32)
-            parts.append(self._copies.documents(scores, near, self.ids, top_k, allowed))
+            return self._copies.documents(scores, near, self.ids, top_k, allowed)
+
+        with ThreadPoolExecutor(threads) as pool:  # FAISS has found the candidates with as many
+            parts = list(pool.map(score, blocks))
         return TopK(*(np.concatenate(each) for each in zip(*parts, strict=True)))
 
     def _nearest(self, queries: Floats, candidates: Positions, count: int) -> Positions:

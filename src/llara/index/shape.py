@@ -56,7 +56,7 @@ class Shape:
             chosen |= {"rabitq_bits": config.rabitq_bits}
         else:
             bits = config.pq_bits or min(8, max(1, int(math.log2(max(count // 4, 2)))))
-            chosen |= {"pq_m": config.pq_m or usual_pieces(dim), "pq_bits": bits}
+            chosen |= {"pq_m": config.pq_m or usual_pieces(dim, bits), "pq_bits": bits}
             if dim % chosen["pq_m"]:
                 problems.append(f"--pq-m: {chosen['pq_m']} does not divide the vectors' size, {dim}")
             if config.pq_bits and 1 << bits > count:
@@ -135,9 +135,15 @@ class Shape:
         return whole
 
 
-def usual_pieces(dim: int) -> int:
-    """Returns into how many pieces a vector is cut for PQ: four dimensions each, 128 pieces at most."""
-    return max(pieces for pieces in range(1, min(128, max(1, dim // 4)) + 1) if dim % pieces == 0)
+def usual_pieces(dim: int, bits: int) -> int:
+    """Returns into how many pieces a vector is cut for PQ: four dimensions each, 128 pieces at most.
+
+    Twice as many with codes of four bits or fewer, which take as much room then. FAISS compares those of four bits
+    several times faster, and with one bit to a dimension few neighbours are missed; with half of that, a quarter was
+    (1M vectors of real text and noise, `benchmarks/index.py`).
+    """
+    each, most = (2, 256) if bits <= 4 else (4, 128)
+    return max(pieces for pieces in range(1, min(most, max(1, dim // each)) + 1) if dim % pieces == 0)
 
 
 def write_faiss(
