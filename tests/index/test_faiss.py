@@ -174,6 +174,16 @@ def test_what_is_mapped_and_what_is_held(tmp_path: Path, count: int, settings: d
     assert grown > 0.7 * size if held else grown < 0.3 * size
 
 
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs /proc/self/smaps")
+def test_vectors_are_read_without_what_lies_around_them(tmp_path: Path) -> None:
+    """Else each candidate of an index larger than memory costs megabytes of reading."""
+    index = make_faiss(tmp_path, clustered(200), IDS[:200], "rabitq")
+    mapped = Path("/proc/self/smaps").read_text().split(f"{tmp_path / VECTORS}\n")[1]
+    flags = next(line for line in mapped.splitlines() if line.startswith("VmFlags:"))
+    assert "rr" in flags.split()  # the kernel's name for MADV_RANDOM
+    assert len(index) == 200
+
+
 @pytest.mark.parametrize("settings", [{"kind": "ivfpq", "pq_bits": 4}, {"kind": "rabitq"}])
 def test_many_hits_come_from_lists_and_not_from_all_documents(
     tmp_path: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch

@@ -5,6 +5,7 @@ it: a damaged header is an error, never a wrong shape. The mapping comes after t
 can end in SIGBUS.
 """
 
+import mmap
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -55,8 +56,11 @@ def write_chunks_of(path: Path, dtype: str, shape: tuple[int, ...], chunks: Iter
     return write_atomic(path, parts(), npy_bytes(kind, shape))
 
 
-def open_array(path: Path, dtype: str, shape: tuple[int, ...]) -> Array:
-    """Returns the array in a file, memory-mapped and read-only; another size or header is a `StorageError`."""
+def open_array(path: Path, dtype: str, shape: tuple[int, ...], *, scattered: bool = False) -> Array:
+    """Returns the array in a file, memory-mapped and read-only; another size or header is a `StorageError`.
+
+    `scattered` is for rows that are read here and there: a system reads ahead of what is asked for, up to megabytes.
+    """
     kind = np.dtype(dtype).newbyteorder("<")
     header = npy_header(kind, shape)
     with disk_errors(path), path.open("rb") as file:
@@ -66,4 +70,7 @@ def open_array(path: Path, dtype: str, shape: tuple[int, ...]) -> Array:
         if file.read(len(header)) != header:
             raise StorageError(path, f"is damaged: its header does not say {kind.name} {list(shape)}")
         mapped = np.memmap(file, dtype=kind, mode="r", offset=len(header), shape=shape)
+    if scattered and hasattr(mmap, "MADV_RANDOM"):
+        pages: Any = mapped.base
+        pages.madvise(mmap.MADV_RANDOM)
     return mapped.view(np.ndarray)  # the subclass makes every access slower

@@ -84,7 +84,7 @@ class FaissIndex(OverVectors):
             self._vectors: Array = _stored(self._faiss)
         else:
             dtype = manifest.settings["vector_dtype"]
-            self._vectors = open_array(folder / VECTORS, dtype, (manifest.count, self.dim))
+            self._vectors = open_array(folder / VECTORS, dtype, (manifest.count, self.dim), scattered=True)
 
     def search(self, queries: Floats, top_k: int, allowed: Allowed | None = None) -> TopK:
         """Returns about the `top_k` best of the allowed documents for each query; `queries` is float32 [queries, dim].
