@@ -31,17 +31,18 @@ class IndexConfig(JobConfig):
     corpus: tuple[Path, ...] = ()
     """Corpus to build from, for bm25 without a vectors folder."""
     type: Literal["flat", "hnsw", "ivfpq", "rabitq", "milvus", "sparse", "bm25"] = "flat"
-    """flat: exact inner product over vectors. hnsw: a graph over them, fastest. ivfpq, rabitq: codes in lists, least
-    memory. milvus: vectors in Milvus. sparse: exact over sparse vectors (encode --sparse). bm25: words, no model."""
+    """flat: exact inner product over vectors. hnsw: a graph over them, mapped. ivfpq, rabitq: codes in lists, least
+    memory, and fastest with --pq-bits 4. milvus: vectors in Milvus. sparse: exact over sparse vectors (encode
+    --sparse). bm25: words, no model."""
     hnsw_m: int = 32
-    """hnsw: links per document."""
+    """hnsw: links per vector; documents with equal ones share them."""
     ef_construction: int = 100
-    """hnsw: candidates that the search for a document's links keeps."""
+    """hnsw: candidates that the search for a vector's links keeps."""
     nlist: int | None = None
     """ivfpq, rabitq: lists that the vectors are divided into; default: about four times the root of their number."""
     pq_m: int | None = None
-    """ivfpq: pieces that a vector is cut into; default: one for four dimensions, 128 at most; of 4 bits, one for two
-    dimensions, 256 at most."""
+    """ivfpq: pieces that a vector is cut into; default: one for four dimensions, 128 at most; with 4 bits or
+    fewer, one for two dimensions, 256 at most."""
     pq_bits: int | None = None
     """ivfpq: bits of a piece's code; 4 is searched several times faster, with the codes in memory; default: 8."""
     rabitq_bits: int = 1

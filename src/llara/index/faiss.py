@@ -38,7 +38,9 @@ _MOST = 512  # candidates beyond top_k by default, however many hits are asked f
 _ROOM = 2  # times what is fetched that the lists hold which are looked into by default
 _WIDEST = 16  # how many times the effort grows where few documents are allowed
 _BATCH = 1024  # queries per FAISS call, fewer where that many hits at once would take much memory
-_CELLS = 1 << 20  # candidates' numbers that a thread has in memory together
+_HITS = 1 << 22  # hits of one FAISS call, at most
+_CELLS = 1 << 20  # numbers of candidates' vectors that a thread has in memory together, but for a single query's
+_MOST_CELLS = 1 << 24  # the same of all threads
 _BLOCK = 1 << 16  # vectors scored at once
 _KINDS = {
     "hnsw": ("IndexHNSWFlat",),
@@ -100,7 +102,7 @@ class FaissIndex(OverVectors):
             return top
         if available <= EXACT:
             return self._search_all(queries, range(len(queries)), top, allowed)
-        step = max(1, min(_BATCH, _CELLS // fetch))
+        step = max(1, min(_BATCH, _HITS // fetch))
         nprobe, nlist = self._lists(fetch, available)
         rows = np.arange(len(queries))
         while True:
@@ -144,7 +146,7 @@ class FaissIndex(OverVectors):
 
         rotated = queries if self._rotation is None else self._rotation.apply(queries)
         _, candidates = self._searched.search(rotated, fetch, params=parameters)
-        threads = faiss.omp_get_max_threads()
+        threads = max(1, min(faiss.omp_get_max_threads(), _MOST_CELLS // (fetch * self.dim)))
         step = max(1, min(math.ceil(len(queries) / threads), _CELLS // (fetch * self.dim)))
         blocks = [slice(start, start + step) for start in range(0, len(queries), step)]
 
@@ -154,8 +156,11 @@ class FaissIndex(OverVectors):
             scores = np.where(near >= 0, found, -np.inf).astype(np.float32)
             return self._copies.documents(scores, near, self.ids, top_k, allowed)
 
-        with ThreadPoolExecutor(threads) as pool:  # FAISS has found the candidates with as many
-            parts = list(pool.map(score, blocks))
+        if len(blocks) == 1 or threads == 1:  # to start a thread takes longer than to score a query
+            parts = list(map(score, blocks))
+        else:
+            with ThreadPoolExecutor(threads) as pool:
+                parts = list(pool.map(score, blocks))
         return TopK(*(np.concatenate(each) for each in zip(*parts, strict=True)))
 
     def _nearest(self, queries: Floats, candidates: Positions, count: int) -> Positions:

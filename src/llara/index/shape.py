@@ -136,11 +136,12 @@ class Shape:
 
 
 def usual_pieces(dim: int, bits: int) -> int:
-    """Returns into how many pieces a vector is cut for PQ: four dimensions each, 128 pieces at most.
+    """Returns into how many pieces a vector is cut for PQ, each with a code of so many bits.
 
-    Twice as many with codes of four bits or fewer, which take as much room then. FAISS compares those of four bits
-    several times faster, and with one bit to a dimension few neighbours are missed; with half of that, a quarter was
-    (1M vectors of real text and noise, `benchmarks/index.py`).
+    With codes of five bits or more, a piece has four dimensions, and there are 128 pieces at most; with four or fewer
+    it has two, and there are 256 at most, which take as much room. FAISS compares codes of four bits several times
+    faster, and of 1M vectors of 256 dimensions it misses as few neighbours in this way as with eight bits; with pieces
+    of four dimensions it missed a quarter (`benchmarks/index.py`).
     """
     each, most = (2, 256) if bits <= 4 else (4, 128)
     return max(pieces for pieces in range(1, min(most, max(1, dim // each)) + 1) if dim % pieces == 0)
@@ -172,6 +173,8 @@ def write_faiss(
         else:
             vectors = without(written.path, vectors, written.copies[:, 0])
         _add(index, vectors, shown)
+        if shown:
+            shown.advance(len(written.copies))
         files = {FILE: write_index(index, folder / FILE)}
         if len(written.copies):
             files[COPIES] = write_array(folder / COPIES, written.copies)
