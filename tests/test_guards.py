@@ -39,6 +39,7 @@ LAYERS = (
         "hub",
         "agreement",
         "int8",
+        "onednn",
         "backends",
         "loading",
     ),

@@ -24,6 +24,7 @@ from llara.hardware import WORKS, probe_torch
 from llara.hub import CONVERT, resolve
 from llara.kinds import class_of, refuse_reranker
 from llara.model import EmbeddingModel
+from llara.onednn import use_onednn
 from llara.parity import check_direction
 from llara.progress import note
 from llara.projection import attach_projection
@@ -284,6 +285,8 @@ def read_weights(
     if info["mismatched_keys"]:
         raise _incomplete(folder, info["mismatched_keys"])
     placed = lm if "device_map" in settings else lm.to(device)  # weights of 4 bits stay where they were made
+    if device.type == "cpu" and config.backend == "torch" and config.dtype != "int8":
+        use_onednn(placed.base_model)
     return placed.eval(), set(info["missing_keys"])
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from llara.config import TrainConfig
 from llara.errors import ConfigError, ModelError
 from llara.loading import first_line
+from llara.onednn import leave_onednn
 from llara.training.sharding import layer_names
 
 
@@ -57,6 +58,7 @@ def compile_layers(module: nn.Module, name: str) -> None:
     layers = [part for part in module.modules() if type(part).__name__ in names]
     if not layers:
         raise ModelError(f"{name}: does not say what its layers are, so they cannot be compiled; leave out --compile")
+    leave_onednn(module)
     for layer in layers:
         layer.compile(dynamic=True)
 
