@@ -4,7 +4,7 @@
 
 A step is forward, backward, clipping and AdamW over 32 texts of 128 tokens (8 under the vocabulary of 128k). The
 reference step is written as the released LLARA code goes about it: one pass under a dense float mask, float32 logits of
-every position, and a loop over texts for the targets. Both give the same losses, which is checked first. Each side runs
+every position, and a loop over texts for the targets, all through torch's own products. Both give the same losses, which is checked first. Each side runs
 in a process of its own, and they take turns, so that a busy moment of the machine hits all of them; on a machine that
 stays busy, `--clock cpu --threads 1` counts processor time instead. The last line is one JSON object.
 """
@@ -29,6 +29,7 @@ from llara.config import ModelConfig
 from llara.hardware import keep_freed_memory
 from llara.loading import load_model
 from llara.model import TOKEN_BUDGET, EmbeddingModel
+from llara.onednn import leave_onednn, use_onednn
 from llara.templates import load_template
 from llara.training.layers import compile_layers
 from llara.training.objective import AdaptModule, Plan, Prompts, collate
@@ -207,6 +208,10 @@ def open_side(name: str, shape: str, template: str, budget: int | None, compiled
         KEPT.enter_context(keep_freed_memory())  # as every training run does on a CPU
         if compiled:
             compile_layers(AdaptModule(bench.model, bench.prompts, bench.plan(0.0)), shape)
+    if name.startswith("reference"):
+        leave_onednn(bench.model.lm)
+    elif not compiled:
+        use_onednn(bench.model.lm.base_model)
     step = bench.sides()[name]
     return lambda number: step()
 

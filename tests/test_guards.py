@@ -27,6 +27,7 @@ LAYERS = (
         *("templates", "contract", "published", "pairs", "batching", "terms", "data"),
     ),
     (
+        "onednn",
         "masks",
         "losses",
         "pooling",
@@ -39,7 +40,6 @@ LAYERS = (
         "hub",
         "agreement",
         "int8",
-        "onednn",
         "backends",
         "loading",
     ),

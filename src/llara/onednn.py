@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-BLOCKS = (1024, 256, 64)  # rows that oneDNN multiplies at once
+BLOCKS = (1024, 512, 256, 64)  # rows that oneDNN multiplies at once
 NEAR = 1e-4  # between a product of small numbers and torch's own
 
 
@@ -34,8 +34,8 @@ class OneDnnLinear(nn.Linear):
         here = states.device.type == self.weight.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
         if not here or not states.dtype == self.weight.dtype == torch.float32:
             return super().forward(states)
-        product: Tensor = _Product.apply(states, self.weight)  # type: ignore[no-untyped-call]
-        return product if self.bias is None else product + self.bias
+        found: Tensor = _Product.apply(states, self.weight)  # type: ignore[no-untyped-call]
+        return found if self.bias is None else found + self.bias
 
 
 class _Product(Function):
@@ -44,7 +44,7 @@ class _Product(Function):
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(states, weight)
-        return _product(states.reshape(-1, states.shape[-1]), weight).view(*states.shape[:-1], len(weight))
+        return product(states.reshape(-1, states.shape[-1]), weight).view(*states.shape[:-1], len(weight))
 
     @staticmethod
     @once_differentiable
@@ -52,19 +52,30 @@ class _Product(Function):
         states, weight = ctx.saved_tensors
         of_states, of_weight = ctx.needs_input_grad
         rows = gradient.reshape(-1, len(weight)).contiguous()  # it may be one number, seen as a whole array
-        back = _product(rows, weight.t()).view_as(states) if of_states else None
+        back = product(rows, weight.t()).view_as(states) if of_states else None
         return back, _sum_of_products(rows, states.reshape(-1, states.shape[-1])) if of_weight else None
 
 
+def multiplies(rows: Tensor, weight: Tensor) -> bool:
+    """Tells whether `product` takes these."""
+    on_cpu = rows.device.type == weight.device.type == "cpu"
+    return on_cpu and rows.dtype == weight.dtype == torch.float32 and is_faster_here()
+
+
+def product(rows: Tensor, weight: Tensor) -> Tensor:
+    """Returns [n, out] for [n, in] and [out, in], both float32 on a CPU, without what autograd needs."""
+    return _multiply(rows, weight) if len(rows) in BLOCKS else _product(rows, weight)
+
+
 def _product(rows: Tensor, weight: Tensor) -> Tensor:
-    """Returns [n, out] for [n, in] and [out, in]."""
-    product = rows.new_empty(len(rows), len(weight))
+    """Does it in blocks."""
+    found = rows.new_empty(len(rows), len(weight))
     for start, stop, whole in _blocks(len(rows)):
         if whole:
-            product[start:stop] = _multiply(rows[start:stop], weight)
+            found[start:stop] = _multiply(rows[start:stop], weight)
         else:
-            torch.mm(rows[start:stop], weight.t(), out=product[start:stop])
-    return product
+            torch.mm(rows[start:stop], weight.t(), out=found[start:stop])
+    return found
 
 
 def _sum_of_products(left: Tensor, right: Tensor) -> Tensor:
@@ -94,8 +105,8 @@ def _multiply(states: Tensor, weight: Tensor) -> Tensor:
 
     It can add a bias, too, but takes one that is no whole array for another (torch 2.13).
     """
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(states, weight, None, "none", [], "")
-    return product
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(states, weight, None, "none", [], "")
+    return found
 
 
 def use_onednn(module: Any) -> None:

@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from llara import onednn
+
 Head = Callable[[Tensor], Tensor]
 CHUNK = 512
 """Rows of logits at a time in a language-model loss: fewer make its products slower. 66 MB at 32,016 tokens."""
@@ -189,21 +191,29 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = states.new_zeros((), dtype=torch.promote_types(states.dtype, torch.float32))
         state_gradient = torch.empty_like(states) if for_states else None
         weight_gradient = _empty_or_zero(weight, len(states)) if for_weight else None
-        buffer = states.new_empty(min(chunk, len(states)), len(weight))
+        through_onednn = onednn.multiplies(states, weight)
+        # oneDNN makes its own room for a product, which is free again after each chunk.
+        buffer = states.new_empty(0 if through_onednn else min(chunk, len(states)), len(weight))
         for start in range(0, len(states), chunk):
             part, wanted = states[start : start + chunk], labels[start : start + chunk, None]
-            logits = _at_least_float32(torch.mm(part, weight.T, out=buffer[: len(part)]))
+            if through_onednn:
+                logits = onednn.product(part, weight)
+            else:
+                logits = _at_least_float32(torch.mm(part, weight.T, out=buffer[: len(part)]))
             picked, (largest, likeliest) = logits.gather(1, wanted), logits.max(dim=1, keepdim=True)
             probabilities = torch.softmax(logits, dim=1, out=logits)
             # log-sum-exp = largest logit - log of its probability, which is at least 1 / V and never rounds to 0.
             total += (largest - probabilities.gather(1, likeliest).log() - picked).sum()
             # The gradient of the logits: their softmax, less one at the token that follows.
             gradient = probabilities.scatter_add_(1, wanted, -torch.ones_like(picked)).to(states.dtype)
-            if state_gradient is not None:
+            if state_gradient is not None and through_onednn:
+                state_gradient[start : start + chunk] = onednn.product(gradient, weight.T)
+            elif state_gradient is not None:
                 torch.mm(gradient, weight, out=state_gradient[start : start + chunk])
             if weight_gradient is not None:
                 # The scale meets the narrow factor of the product.
                 weight_gradient.addmm_(gradient.T, part * scale.to(part.dtype), beta=float(start > 0))
+            del logits, probabilities, gradient
         if state_gradient is not None:
             state_gradient *= scale.to(state_gradient.dtype)
         ctx.save_for_backward(state_gradient, weight_gradient)
