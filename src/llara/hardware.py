@@ -101,7 +101,7 @@ def keep_freed_memory(wanted: bool = True) -> Iterator[bool]:
 
     A forward pass on a CPU allocates and frees the same large blocks again and again. Left alone, glibc hands them back
     to the system, which then fills each page with zeros anew: a sixth of the time of a training step
-    (benchmarks/results/2026-11-25-adapt-step.md). The peak stays what it is, and at the end all goes back.
+    (benchmarks/results/2026-11-29-adapt-step.md). The peak stays what it is, and at the end all goes back.
     """
     library = ctypes.CDLL(None) if wanted and os.name == "posix" else None
     mallopt, trim = (getattr(library, name, None) for name in ("mallopt", "malloc_trim"))
