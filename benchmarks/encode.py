@@ -146,7 +146,7 @@ def facts(model: str, texts: list[str], length: int) -> dict[str, float]:
     seconds = time.perf_counter() - began
     lengths = [len(row) for row in rows]
     config = opened.lm.config
-    matrices = sum(part.weight.numel() for part in opened.lm.base_model.modules() if type(part) is torch.nn.Linear)
+    matrices = sum(part.weight.numel() for part in opened.lm.base_model.modules() if isinstance(part, torch.nn.Linear))
     attention = 2 * config.num_hidden_layers * config.hidden_size * sum(each**2 for each in lengths)  # causal: half
     return {
         "tokens": sum(lengths),
