@@ -188,7 +188,7 @@ def test_vectors_are_read_without_what_lies_around_them(tmp_path: Path) -> None:
 def test_many_hits_come_from_lists_and_not_from_all_documents(
     tmp_path: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    count, asked_of_all, plain = 20_000, [], FaissIndex._search_all
+    count, many, asked_of_all, plain = 20_000, 3000, [], FaissIndex._search_all
 
     def counted(self: FaissIndex, queries: Any, rows: Any, *others: Any) -> Any:
         asked_of_all.append(len(rows))
@@ -199,12 +199,12 @@ def test_many_hits_come_from_lists_and_not_from_all_documents(
     ids = [f"d{number}" for number in range(count)]
     index = make_faiss(tmp_path, vectors, ids, **settings)
     nprobe, nlist = (index.manifest.settings[name] for name in ("nprobe", "nlist"))
-    assert nprobe * count / nlist < 1000, "the usual lists hold fewer documents than are asked for"
+    assert nprobe * count / nlist < many, "the usual lists hold fewer documents than are asked for"
     for effort in (Effort(), Effort(nprobe=1)):  # as many as it takes, and more where too few were given
-        found = open_index(tmp_path, effort=effort).search(queries, 1000)
-        assert found.positions.shape == (20, 1000) and (found.positions >= 0).all()
+        found = open_index(tmp_path, effort=effort).search(queries, many)
+        assert found.positions.shape == (20, many) and (found.positions >= 0).all()
     few = Allowed.of(np.arange(count) % 3 == 0)
-    assert few.holds(open_index(tmp_path).search(queries, 1000, few).positions.ravel()).all()
+    assert few.holds(open_index(tmp_path).search(queries, many, few).positions.ravel()).all()
     assert asked_of_all == [0, 0, 0]
 
 
