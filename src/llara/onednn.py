@@ -31,8 +31,7 @@ class OneDnnLinear(nn.Linear):
 
     def forward(self, states: Tensor) -> Tensor:
         """Returns [..., out] for [..., in]."""
-        here = states.device.type == self.weight.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-        if not here or not states.dtype == self.weight.dtype == torch.float32:
+        if torch.is_autocast_enabled("cpu") or not _are_float32_on_cpu(states, self.weight):
             return super().forward(states)
         found: Tensor = _Product.apply(states, self.weight)  # type: ignore[no-untyped-call]
         return found if self.bias is None else found + self.bias
@@ -57,18 +56,18 @@ class _Product(Function):
 
 
 def multiplies(rows: Tensor, weight: Tensor) -> bool:
-    """Tells whether `product` takes these."""
-    on_cpu = rows.device.type == weight.device.type == "cpu"
-    return on_cpu and rows.dtype == weight.dtype == torch.float32 and is_faster_here()
+    """Tells whether `product` takes these, and is faster than torch's own."""
+    return _are_float32_on_cpu(rows, weight) and is_faster_here()
+
+
+def _are_float32_on_cpu(*tensors: Tensor) -> bool:
+    return all(each.device.type == "cpu" and each.dtype == torch.float32 for each in tensors)
 
 
 def product(rows: Tensor, weight: Tensor) -> Tensor:
     """Returns [n, out] for [n, in] and [out, in], both float32 on a CPU, without what autograd needs."""
-    return _multiply(rows, weight) if len(rows) in BLOCKS else _product(rows, weight)
-
-
-def _product(rows: Tensor, weight: Tensor) -> Tensor:
-    """Does it in blocks."""
+    if len(rows) in BLOCKS:  # nothing to put together
+        return _multiply(rows, weight)
     found = rows.new_empty(len(rows), len(weight))
     for start, stop, whole in _blocks(len(rows)):
         if whole:

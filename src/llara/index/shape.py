@@ -195,7 +195,7 @@ class Written(NamedTuple):
     metric: str
     """How FAISS is to compare them, ip or l2."""
     copies: Positions
-    """Those that a graph does not link, int64 [copies, 2]: see `llara.index.copies`. None for lists."""
+    """Those that a graph does not link, int64 [copies, 2]: see `llara.index.copies`. Empty for lists."""
 
 
 def write_vectors(folder: Path, shards: Iterable[Array], count: int, vector_dtype: str, shape: Shape) -> Written:
