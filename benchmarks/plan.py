@@ -3,9 +3,9 @@
     python benchmarks/plan.py [--corpus PATH] [--steps 60] [--rounds 3] [--folder DIR] [--only encode]
 
 Each job is planned and then run with `mini`, each in a process of its own: wall time, peak resident memory of the
-process, and the most bytes that its folder held, looked at ten times a second. The corpus is SciFact's where
-`shared/data` is (see CONTRIBUTING.md), or any other. The last line is one JSON object: per job and quantity, the plan
-over the measurement, the median of the rounds; the target is to be within a fifth.
+process, and the most bytes that its folder held, looked at as often as two per cent of a core allow. The corpus is
+SciFact's where `shared/data` is (see CONTRIBUTING.md), or any other. The last line is one JSON object: per job and
+quantity, the plan over the measurement, the median of the rounds; the target is to be within a fifth.
 
 A calibration measures the machine as it is in those seconds, so both sides need it to be doing the same otherwise:
 best nothing. The load is printed.
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 TOLERANCE = 0.2
+SHORTEST, SHARE = 0.002, 0.02  # seconds between two looks at a folder, and the time that looking may take
 MAIN = "import sys; from llara.cli import main; sys.exit(main(sys.argv[1:]))"
 SHARED = Path(os.environ.get("LLARA_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 QUANTITIES = ("seconds", "memory", "disk")
@@ -44,8 +45,11 @@ def call(arguments: Sequence[object], watched: Path | None = None) -> tuple[Take
 
     def watch() -> None:
         nonlocal most
-        while not done.wait(0.1):
+        pause = SHORTEST
+        while not done.wait(pause):
+            looked = time.perf_counter()
             most = max(most, size_of(watched)) if watched else 0
+            pause = max(SHORTEST, (time.perf_counter() - looked) / SHARE)
 
     watcher = threading.Thread(target=watch)
     watcher.start()

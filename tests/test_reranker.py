@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -203,3 +204,18 @@ def test_gradients_reach_trunk_and_head() -> None:
     model.logits(model.bind().rows(QUERIES, DOCUMENTS), token_budget=40).sum().backward()
     assert model.lm.score.weight.grad.abs().sum() > 0
     assert model.lm.model.layers[0].self_attn.q_proj.weight.grad.abs().sum() > 0
+
+
+def test_no_batch_leaves_a_block_of_its_own_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, scored = reranker("llama"), list[weakref.ref[torch.Tensor]]()
+    original = model.logits_of
+
+    def logits_of(*arguments: Any) -> torch.Tensor:
+        assert [each() for each in scored] == [None] * len(scored)
+        scores = original(*arguments)
+        scored.append(weakref.ref(scores))
+        return scores
+
+    monkeypatch.setattr(model, "logits_of", logits_of)
+    model.score(QUERIES, DOCUMENTS, token_budget=1)
+    assert len(scored) == len(QUERIES)

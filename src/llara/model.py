@@ -196,13 +196,13 @@ class EmbeddingModel:
             token_budget: See `budget_batches`; None takes `TOKEN_BUDGET` for the model's device.
             on_batch: Called after each batch with its number of rows.
         """
-        numbers, parts = [], []
+        # One array for all: vectors of one batch each would lie between the states of that batch and of the next, where
+        # the room of the former is then of no use to the latter.
+        vectors = torch.empty(len(rows), self.dim, device=self.device)
         for part in self.passes(rows, slots, token_budget, on_batch):
-            numbers.append(torch.from_numpy(part.numbers))
-            parts.append(self.pool(part.states, part.ends, part.counts))
-        if not parts:
-            return torch.empty(0, self.dim, device=self.device)
-        return torch.cat(parts)[torch.argsort(torch.cat(numbers).to(self.device))]
+            numbers = torch.from_numpy(part.numbers).to(self.device)
+            vectors[numbers] = self.pool(part.states, part.ends, part.counts)
+        return vectors
 
     def passes(
         self,

@@ -144,18 +144,14 @@ class Reranker:
         Rows are sorted by length and cut into batches of at most `token_budget` tokens, padding included. Gradients
         are kept where grad mode is on. `on_batch` is called after each batch with its number of rows.
         """
-        if not rows:
-            return torch.empty(0, device=self.device)
         budget = token_budget or TOKEN_BUDGET.get(self.device.type, 16384)
-        batches = budget_batches([len(row) for row in rows], budget)
-        parts = []
-        for batch in batches:
+        scores = torch.empty(len(rows), device=self.device)  # one array for all: see `EmbeddingModel.embed`
+        for batch in budget_batches([len(row) for row in rows], budget):
             ids, ends = pad_rows([rows[i] for i in batch], pad_id_of(self.tokenizer), self.device)
-            parts.append(self.logits_of(ids, ends))
+            scores[torch.from_numpy(batch).to(self.device)] = self.logits_of(ids, ends)
             if on_batch is not None:
                 on_batch(len(batch))
-        order = torch.cat([torch.from_numpy(batch) for batch in batches]).to(self.device)
-        return torch.cat(parts)[torch.argsort(order)]
+        return scores
 
     def logits_of(self, ids: Tensor, ends: Tensor) -> Tensor:
         """Returns the scores of one padded batch, float32 [B]; ids int64 [B, W], ends int64 [B] count real tokens."""

@@ -14,7 +14,7 @@ from llara.config import EncodeConfig
 from llara.encoding.arrays import npy_bytes
 from llara.encoding.encoder import DocumentEncoder, open_cutter
 from llara.encoding.engine import AHEAD
-from llara.hardware import parse_fleet
+from llara.hardware import keep_freed_memory, parse_fleet
 from llara.loading import device_of, load_model, pick_dtype
 from llara.model import TOKEN_BUDGET, EmbeddingModel
 from llara.plan.config import GPU_BUDGET, PlanEncodeConfig, command_line
@@ -203,14 +203,16 @@ def _encode_a_little(config: PlanEncodeConfig, model: EmbeddingModel, work: _Wor
 
     order = random.Random(SEED).sample(range(len(work.documents)), len(work.documents))
     some = order[:FIRST_PASSAGES]
-    encode(some[:1])  # what is set up once is no part of the speed
-    taken = encode(some)
-    count = int(len(some) * config.calibrate / max(taken, 1e-9))
-    if count > len(some):
-        some = order[:count]
+    with keep_freed_memory():  # as the job does
+        encode(some[:1])  # what is set up once is no part of the speed
         taken = encode(some)
+        count = int(len(some) * config.calibrate / max(taken, 1e-9))
+        if count > len(some):
+            some = order[:count]
+            taken = encode(some)
+        memory = peak_memory(model.device)
     cells = padded([work.lengths[number] for number in some], work.budget)
-    return _Speed(taken / cells, len(some), peak_memory(model.device), terms)
+    return _Speed(taken / cells, len(some), memory, terms)
 
 
 def _seconds(work: _Work, stored: Stored, speed: _Speed, started: float) -> dict[str, float]:

@@ -176,9 +176,11 @@ def _approximate(config: PlanIndexConfig, folder: Path, given: _Input, vectors: 
     shapes = {rows: Shape.of(config, rows, given.dim) for rows in parts}
     largest = max(parts)
     dtype = kept_dtype(vectors) if vectors is not None else "float32"
-    block = _block(given, vectors, min(SHARD, largest))
+    base = held_memory()
     forget_peak()
+    block = _block(given, vectors, min(SHARD, largest))
     speeds, metric = approximate.measure(folder, block, dtype, shapes[largest], largest)
+    tried = peak_memory() - base  # for few vectors most of it is what matrix products take however many there are
     seconds: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
     searching = 0
@@ -194,7 +196,7 @@ def _approximate(config: PlanIndexConfig, folder: Path, given: _Input, vectors: 
     return _Found(
         {**seconds, "ids": spent},
         {**{name: size for name, size in sizes.items() if size}, "ids": names},
-        max(approximate.build_memory(shapes[rows], rows) for rows in parts),
+        max(tried, *(approximate.build_memory(shapes[rows], rows) for rows in parts)),
         # A graph holds the vectors itself; while it is built, they lie beside it.
         0 if config.type != "hnsw" else approximate.vector_bytes(shapes[largest], largest, dtype),
         searching,
