@@ -9,6 +9,7 @@ import pytest
 
 from llara import doctor, hardware
 from llara.config import JobConfig
+from llara.onednn import is_faster_here
 
 
 def test_the_report_names_versions_and_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -19,40 +20,41 @@ def test_the_report_names_versions_and_hardware(monkeypatch: pytest.MonkeyPatch)
     assert report.cores >= 1 and (report.memory_bytes or 0) > 2**20
     assert report.torch_threads == 1
     assert report.bfloat16_on_cpu
+    assert report.products_on_cpu == ("oneDNN" if is_faster_here() else "torch")
     for line in (f"python: {sys.version.split()[0]}", "llara: ", "extra [dev]: ", "durability: ", "OMP_NUM_THREADS=1"):
         assert line in text
     assert json.dumps(vars(report))
 
 
-def probe(monkeypatch: pytest.MonkeyPatch, script: str) -> tuple[tuple[str, ...], int | None, str]:
+def probe(monkeypatch: pytest.MonkeyPatch, script: str) -> hardware.TorchFacts:
     monkeypatch.setattr(hardware, "PROBE", script)
     return hardware.probe_torch()
 
 
-FIRST = 'print(\'{"gpus": ["G"], "threads": 2}\', flush=True)\n'
+FIRST = 'print(\'{"gpus": ["G"], "threads": 2, "products": "torch"}\', flush=True)\n'
 
 
 @pytest.mark.parametrize(
     ("script", "expected"),
     [
-        (FIRST + "print('ok')", (("G",), 2, "works")),
-        (FIRST + "raise SystemExit('bad')", (("G",), 2, "fails: bad; use --dtype float32")),
-        ("raise SystemExit('no torch')", ((), None, "torch does not start: no torch")),
+        (FIRST + "print('ok')", (("G",), 2, "works", "torch")),
+        (FIRST + "raise SystemExit('bad')", (("G",), 2, "fails: bad; use --dtype float32", "torch")),
+        ("raise SystemExit('no torch')", ((), None, "torch does not start: no torch", None)),
         (
             FIRST + f"import os; os.kill(os.getpid(), {int(signal.SIGILL)})",
-            (("G",), 2, "kills the process (SIGILL); use --dtype float32"),
+            (("G",), 2, "kills the process (SIGILL); use --dtype float32", "torch"),
         ),
     ],
 )
 def test_the_probe_survives_what_it_looks_for(
-    script: str, expected: tuple[tuple[str, ...], int | None, str], monkeypatch: pytest.MonkeyPatch
+    script: str, expected: tuple[tuple[str, ...], int | None, str, str | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert probe(monkeypatch, script) == expected
 
 
 def test_a_probe_that_hangs_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "PROBE_SECONDS", 1)
-    assert probe(monkeypatch, "import time; time.sleep(60)") == ((), None, "no answer within 1 s")
+    assert probe(monkeypatch, "import time; time.sleep(60)") == ((), None, "no answer within 1 s", None)
 
 
 def test_extras_come_with_the_command_that_installs_them(monkeypatch: pytest.MonkeyPatch) -> None:

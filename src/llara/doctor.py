@@ -42,6 +42,8 @@ class DoctorReport:
     torch_threads: int | None
     bfloat16_on_cpu: str
     """`works`, or what happened instead."""
+    products_on_cpu: str | None
+    """Whose float32 linear maps the CPU takes: `torch` or `oneDNN`; None where torch does not start."""
     extras: dict[str, str]
     """Extra -> `installed`, or the command that installs it."""
     durability: tuple[str, ...]
@@ -60,6 +62,7 @@ class DoctorReport:
             f"free disk here: {self.free_disk_bytes / 2**30:.1f} GiB",
             f"gpus: {', '.join(self.gpus) or 'none'}",
             f"bfloat16 on the CPU: {self.bfloat16_on_cpu}",
+            f"float32 products on the CPU: {self.products_on_cpu or 'unknown'}",
             *(f"extra [{name}]: {state}" for name, state in self.extras.items()),
             *(f"durability: {remark}" for remark in self.durability or ("no remarks",)),
             *(f"{name}={value}" for name, value in self.environment.items()),
@@ -69,7 +72,7 @@ class DoctorReport:
 
 def doctor(config: JobConfig) -> DoctorReport:
     """Looks at this machine and installation; needs no network and leaves nothing behind."""
-    gpus, threads, bfloat16 = probe_torch()
+    found = probe_torch()
     return DoctorReport(
         python=f"{platform.python_version()} ({sys.executable})",
         platform=platform.platform(),
@@ -78,9 +81,10 @@ def doctor(config: JobConfig) -> DoctorReport:
         cores=cores(),
         memory_bytes=memory_bytes(),
         free_disk_bytes=shutil.disk_usage(Path.cwd()).free,
-        gpus=gpus,
-        torch_threads=threads,
-        bfloat16_on_cpu=bfloat16,
+        gpus=found.gpus,
+        torch_threads=found.threads,
+        bfloat16_on_cpu=found.bfloat16,
+        products_on_cpu=found.products,
         extras=extras_state(),
         durability=_durability(),
         environment={name: os.environ[name] for name in VARIABLES if name in os.environ},
