@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+INTEGRATIONS := .venv/integrations/.installed
 MAKEFLAGS += --no-print-directory
 
 # Tests reach no model hub, and tokenizers do not fork beside torch's threads.
@@ -27,6 +28,11 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(STAMP)
 
+$(INTEGRATIONS): $(STAMP) requirements-integrations.lock
+	@rm -rf $(@D)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(@D) -r requirements-integrations.lock
+	@touch $@
+
 demo: $(STAMP)
 	$(BIN)/llara demo
 
@@ -38,7 +44,7 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 # pytest comes last, so that its summary is the end of the output.
-test: lint types
+test: lint types $(INTEGRATIONS)
 	$(TEST_ENV) $(BIN)/python -m pytest
 
 bench: $(STAMP)

@@ -9,6 +9,7 @@ from torch.nn.attention import flex_attention as flex_module
 from torch.nn.attention.flex_attention import flex_attention
 from transformers.integrations import flex_attention as flex_integration
 
+from llara import parity
 from llara.contract import Contract
 from llara.errors import ModelError
 from llara.masks import MaskForm
@@ -246,6 +247,19 @@ def test_probe_goes_beyond_a_window_and_never_beyond_the_job() -> None:
     assert length("mistral", 96, sliding_window=4096) == 96
     assert length("mistral", 100_000, sliding_window=4096) == 4104
     assert length("mistral", 100_000, sliding_window=10**6) == 8192
+
+
+def test_a_window_beyond_the_longest_probe_takes_two_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of the job reach it and those of a probe do not, so that a mask without the window would look right."""
+    monkeypatch.setattr(parity, "LONGEST_PROBE", 20)
+    model = tiny.model("mistral", sliding_window=30)
+    for text_length, reached in ((20, False), (29, True), (200, True)):
+        found = check(model, text_length)
+        assert found.one_pass is not reached
+        assert ("a sliding window of 30 tokens, longer than the 20 that are compared" in found.reason) is reached
+    alone = check_padding(model, model.bind(), 200)
+    assert not check_packing(model, model.bind(), 200, MaskForm(), alone).one_pass
+    assert check(tiny.model("llama"), 200).one_pass  # no window
 
 
 def test_probe_leaves_room_for_the_template_where_positions_end() -> None:

@@ -40,9 +40,21 @@ def probe_length(model: EmbeddingModel, text_length: int, overhead: int = 0) -> 
     A window that no row of the job is longer than never acts, so a longer probe would refuse a model for nothing.
     """
     beyond = model.window + 8 if model.window else 0
-    # Room for what the template adds is left where the model's positions end.
-    limit = (model.positions or LONGEST_PROBE + overhead) - overhead
-    return max(min(text_length, LONGEST_PROBE, max(USUAL_PROBE, beyond), limit), 2)
+    return max(min(_longest_text(model, text_length, overhead), LONGEST_PROBE, max(USUAL_PROBE, beyond)), 2)
+
+
+def _longest_text(model: EmbeddingModel, text_length: int, overhead: int) -> int:
+    """Returns the longest text that the job can make: what the template adds has room below the model's positions."""
+    return min(text_length, (model.positions or text_length + overhead) - overhead)
+
+
+def _unseen_window(model: EmbeddingModel, text_length: int, overhead: int) -> Parity | None:
+    """Returns why a comparison would tell nothing: a window that the job's rows reach, and those of a probe do not."""
+    longest = _longest_text(model, text_length, overhead)
+    if not model.window or probe_length(model, text_length, overhead) + overhead > model.window:
+        return None
+    reason = f"a sliding window of {model.window:,} tokens, longer than the {LONGEST_PROBE:,} that are compared"
+    return Parity(False, reason) if longest + overhead > model.window else None
 
 
 @torch.no_grad()
@@ -58,6 +70,8 @@ def check_branches(model: EmbeddingModel, template: BoundTemplate, text_length: 
         ModelError: Even a branch run alone depends on the padding beside it, so the model cannot be adapted here.
     """
     alone = check_padding(model, template, text_length)
+    if unseen := _unseen_window(model, text_length, _overhead(template)):
+        return unseen
     texts = _texts(model, template.query.prefix, text_length, _overhead(template))
     verdicts = [_compare(model, template, texts, alone, form, packed=False) for form in mask_forms(model)]
     return next((verdict for verdict in verdicts if verdict.one_pass), verdicts[0])
@@ -76,6 +90,8 @@ def check_packing(
         form: The mask of packed rows.
         alone: What `check_padding` returned, under the attention that the model came with.
     """
+    if unseen := _unseen_window(model, text_length, _overhead(template)):
+        return unseen
     texts = _texts(model, template.query.prefix, text_length, _overhead(template))
     return _compare(model, template, texts, alone, form, packed=True)
 

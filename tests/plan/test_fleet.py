@@ -92,6 +92,13 @@ def test_lora_holds_frozen_weights_in_half_and_little_on_top() -> None:
     assert lora.operations < full.operations
 
 
+def test_checkpointing_runs_the_forward_pass_again() -> None:
+    full = [estimate(gpu(10**12), gradient_checkpointing=on).operations for on in (False, True)]
+    assert full[1] == pytest.approx(4 / 3 * full[0])
+    lora = [estimate(gpu(10**12), lora_rank=1, gradient_checkpointing=on).operations for on in (False, True)]
+    assert 1.36 * lora[0] < lora[1] < 1.5 * lora[0]  # frozen weights have no gradient, so forward is half of it
+
+
 def test_time_is_operations_over_the_share_of_the_peak() -> None:
     found = estimate(gpu(10**12), peak_share=0.5)
     assert found.seconds == pytest.approx(found.operations / (100e12 * 0.5))

@@ -1,16 +1,21 @@
 """Adaptation on every shape of decoder, with and without LoRA, and what it refuses."""
 
+import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 
 from llara.config import ModelConfig
 from llara.errors import ConfigError, DataError, ModelError, StorageError
+from llara.hardware import WORKS, probe_torch
 from llara.loading import load_model
 from llara.model import EmbeddingModel
 from llara.parity import Parity
@@ -50,6 +55,31 @@ def test_every_shape_of_decoder_is_adapted(
     torch.testing.assert_close(made.norm(dim=1), torch.ones(4))
     # Also mistral's, whose window the chunks here are longer than.
     assert "in a pass of its own" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["text.jsonl.gz", "text.parquet", "texts"])
+def test_every_format_trains_the_same_model(name: str, base: Path, corpus: Path, tmp_path: Path) -> None:
+    rows, other = [json.loads(line) for line in corpus.read_text().splitlines()], tmp_path / name
+    if name == "text.parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), other)
+    elif name == "texts":
+        other.mkdir()
+        for number, row in enumerate(rows):
+            (other / f"{number:02d}.txt").write_text(row["text"], encoding="utf-8")
+    else:
+        other.write_bytes(gzip.compress(corpus.read_bytes()))
+    plain, found = (adapt(adapt_config(base, path, tmp_path / f"of {path.name}")).output for path in (corpus, other))
+    assert all(torch.equal(weight, weights(found)[key]) for key, weight in weights(plain).items())
+
+
+def test_a_run_in_bfloat16_learns(base: Path, corpus: Path, tmp_path: Path) -> None:
+    if probe_torch().bfloat16 != WORKS:
+        pytest.skip("this CPU multiplies no bfloat16")
+    config = adapt_config(base, corpus, tmp_path / "out", steps=30, log_every=10, batch_size=8, dtype="bfloat16")
+    losses = [line["loss"] for line in log_lines(adapt(config).output)]
+    assert losses[-1] < 0.95 * losses[0]
+    assert {weight.dtype for weight in weights(config.output).values()} == {torch.bfloat16}
+    assert torch.isfinite(vectors(config.output, verify=True)).all()
 
 
 def test_the_loss_falls(base: Path, corpus: Path, tmp_path: Path) -> None:
@@ -161,6 +191,17 @@ def test_an_update_lost_in_rounding_is_refused_at_merge() -> None:
             if "lora_B" in name:
                 value.fill_(1e-30)
     with pytest.raises(ModelError, match="merging LoRA changes no weight"):
+        merge_lora(model, peft_model)
+
+
+@pytest.mark.parametrize("skipped", ["all", "one"])
+def test_a_merge_that_does_not_happen_is_found(skipped: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, peft_model = trained_lora()
+    layers = [module for module in peft_model.modules() if isinstance(module, LoraLayer)]
+    for layer in layers if skipped == "all" else layers[3:4]:
+        monkeypatch.setattr(layer, "merge", lambda **_: None)
+    left = len(layers) if skipped == "all" else 1
+    with pytest.raises(ModelError, match=f"has left {left} of {len(layers)} layers as they were"):
         merge_lora(model, peft_model)
 
 

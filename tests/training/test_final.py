@@ -16,9 +16,7 @@ from llara.training.final import rebuild
 from llara.training.lora import add_lora, merge_lora
 from llara.training.objective import AdaptModule, Plan
 from llara.training.sharding import trained_weights
-from llara.training.trainer import JobTrainer
-from tests import tiny
-from tests.training.helpers import adapt_config, log_lines, weights, write_text
+from tests.training.helpers import adapt_config, weights
 from tests.training.rows import prompts_of
 
 TEXTS = ["the sky is blue", "read a file line by line and close it"]
@@ -88,45 +86,3 @@ def test_transformers_is_told_how_to_quantize(base: Path, monkeypatch: pytest.Mo
     assert told["device_map"] == {"": torch.device("cuda:0")}
     assert (settings.load_in_4bit, settings.bnb_4bit_quant_type) == (True, "nf4")
     assert (settings.bnb_4bit_use_double_quant, settings.bnb_4bit_compute_dtype) == (True, torch.bfloat16)
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_bitsandbytes_itself_trains_in_4_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    layers = pytest.importorskip("bitsandbytes").nn.modules
-    told = loading._quantization
-
-    def on_the_cpu(config: ModelConfig) -> dict[str, Any]:
-        with monkeypatch.context() as patched:
-            patched.setattr(loading, "pick_device", lambda _: torch.device("cuda"))
-            return {**told(config), "device_map": {"": "cpu"}}
-
-    made = layers.Linear4bit.__init__
-
-    def without_packing(self: Any, *args: Any, **settings: Any) -> None:
-        made(self, *args, **settings)
-        self.support_avx512bf16_for_cpu = False  # it packs weights for inference alone, and in bfloat16
-
-    monkeypatch.setattr(layers.Linear4bit, "__init__", without_packing)
-    monkeypatch.setattr(loading, "_quantization", on_the_cpu)
-    base = tiny.save_base(tmp_path / "base", hidden_size=64, head_dim=16)
-    corpus = write_text(tmp_path / "text.jsonl", documents=20)
-    settings: dict[str, Any] = {"quantize": "4bit", "dtype": "float32", "lora_rank": 4, "template": "release"}
-    seen: list[str] = []
-    look = JobTrainer.run
-
-    def run(self: JobTrainer) -> dict[str, float]:
-        seen.extend(type(part).__name__ for part in self.module.modules())
-        return look(self)
-
-    monkeypatch.setattr(JobTrainer, "run", run)
-    config = adapt_config(base, corpus, tmp_path / "out", steps=12, batch_size=8, log_every=4, **settings)
-    losses = [line["loss"] for line in log_lines(adapt(config).output)]
-    assert "Linear4bit" in seen
-    assert losses[-1] < losses[0]
-    before, after = weights(base), weights(config.output)
-    changed = {name for name in before if "proj" in name and not torch.equal(before[name], after[name])}
-    assert changed == {name for name in before if "proj" in name}
-    for name in changed:  # near the base, and not near its 4 bits: what was rounded is there again
-        assert after[name].dtype == torch.float32
-        assert float((after[name] - before[name]).norm() / before[name].norm()) < 0.3
-    load_model(ModelConfig(model=str(config.output), device="cpu", verify=True))

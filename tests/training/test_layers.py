@@ -12,7 +12,7 @@ from llara.training import layers
 from llara.training.adapt import adapt
 from llara.training.layers import prepare_layers, release_layers
 from tests import tiny
-from tests.training.helpers import adapt_config, weights
+from tests.training.helpers import adapt_config, log_lines, weights
 
 
 class Holder(nn.Module):
@@ -83,6 +83,20 @@ def test_compiled_layers_give_the_same_gradients_but_for_rounding() -> None:
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     for left, right in zip(found, expected, strict=True):
         assert float((left - right).norm()) <= 1e-5 * float(right.norm())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_run_loses_what_another_does(corpus: Path, tmp_path: Path) -> None:
+    reason = compiles()
+    if reason:
+        pytest.skip(reason)
+    base, seen = tiny.save_base(tmp_path / "base", num_hidden_layers=1), []
+    for compiled in (False, True):
+        torch._dynamo.utils.counters.clear()
+        config = adapt_config(base, corpus, tmp_path / str(compiled), steps=3, log_every=1, compile=compiled)
+        seen.append([line["loss"] for line in log_lines(adapt(config).output)])
+        assert bool(torch._dynamo.utils.counters["stats"]["unique_graphs"]) is compiled
+    assert seen[1] == pytest.approx(seen[0], rel=1e-4)
 
 
 def test_a_run_compiles_its_layers(base: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

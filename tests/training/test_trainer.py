@@ -83,12 +83,12 @@ def test_log_lines_cover_their_own_steps(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 @pytest.mark.parametrize("value", [NAN, INF])
-@pytest.mark.parametrize("number", [0, 1, 3, 6, 9])
+@pytest.mark.parametrize("number", [0, 3, 4, 7, 9, 10, 12, 15, 17, 18])  # one batch of each of ten steps
 def test_what_is_no_number_stops_before_the_optimizer_moves(
     tmp_path: Path, where: str, value: float, number: int
 ) -> None:
-    settings: dict[str, Any] = {"steps": 5, "accumulation": 2, "cut": 3, "save_every": 1, "log_every": 1}
-    settings["max_grad_norm"] = 0.0 if number == 3 else 1.0
+    settings: dict[str, Any] = {"steps": 10, "accumulation": 2, "cut": 3, "save_every": 1, "log_every": 1}
+    settings["max_grad_norm"] = 0.0 if number in (3, 12) else 1.0
     trainer, _ = make_trainer(tmp_path / "run", bad={number: (where, value)}, **settings)
     step = number // 2 + 1
     with pytest.raises(LlaraError) as caught:
@@ -117,8 +117,10 @@ def test_what_is_no_number_stops_before_the_optimizer_moves(
 
 def test_a_message_names_few_of_many_documents(tmp_path: Path) -> None:
     trainer, _ = make_trainer(tmp_path / "run", bad={0: ("loss", NAN)}, batch_size=20)
-    with pytest.raises(LlaraError, match=r"step: row 0, row 1, .*row 7 and 12 more$"):
+    with pytest.raises(LlaraError, match=r"step: row 0, row 1, .*row 7 and 12 more, all listed in .*bad_step\.json$"):
         trainer.run()
+    listed = json.loads((tmp_path / "run" / "bad_step.json").read_text())
+    assert listed == {"what": "loss is nan", "step": 1, "documents": [f"row {number}" for number in range(20)]}
 
 
 def resumed(folder: Path, stop: int, **changes: Any) -> tuple[JobTrainer, Rows]:

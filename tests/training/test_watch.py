@@ -1,6 +1,7 @@
 """What a run shows: speed, waiting, padding, memory and recall, in the log and what it reports to; a lack of memory."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from llara.training.arguments import check_integrations
 from llara.training.checkpoint import list_checkpoints
 from llara.training.finetune import finetune
 from llara.training.objective import AdaptModule
-from llara.training.watch import VOLATILE, Meter, Tally, means, peak_memory
+from llara.training.watch import VOLATILE, Meter, Tally, means, peak_memory, worst
 from tests.training.helpers import adapt_config, computed, finetune_config, log_lines, write_lines, write_text
 from tests.training.rows import make_trainer, weights_of
 
@@ -157,8 +158,19 @@ def test_the_progress_line_shows_what_matters(tmp_path: Path, capsys: pytest.Cap
     trainer.run()
     closing = capsys.readouterr().err.splitlines()[-1]
     assert closing.startswith("test: 3 steps, ")
-    for shown in ("loss ", "recall ebae 0.25", "lr ", "tokens/s "):
-        assert shown in closing
+    last = log_lines(tmp_path / "run", "log.jsonl")[-1]
+    labels = {"loss": "loss", "ebae": "loss_ebae", "ebar": "loss_ebar", "lm": "loss_lm", "lr": "learning_rate"}
+    shown = [f"{label} {last[name]:.4g}" for label, name in labels.items()]
+    shown += [f"tokens/s {last['tokens_per_second']:,.0f}", f"padding {last['padding']:.1%}"]
+    shown += [f"waiting {last['wait']:.1%}", f"GB {last['memory_gb']:.2f}", "recall ebae 0.25"]
+    assert ", ".join(shown) in closing
+
+
+def test_of_several_processes_the_worst_counts() -> None:
+    one = {"tokens_per_second": 90.0, "wait": 0.5, "memory_gb": 1.0}
+    other = {"tokens_per_second": 100.0, "wait": 0.1, "memory_gb": 2.0}
+    assert worst([one, other]) == {"tokens_per_second": 90.0, "wait": 0.5, "memory_gb": 2.0}
+    assert worst([one]) == one
 
 
 # Integrations -------------------------------------------------------------------------------------------------------
@@ -196,6 +208,18 @@ def test_a_missing_integration_is_named_before_anything_starts(
     assert [path.name for path in tmp_path.iterdir()] == ["train.jsonl"]
     check_integrations(("tensorboard",))
     check_integrations(())
+
+
+def test_a_job_without_network_keeps_weights_and_biases_off_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
+    for before, offline, after in (
+        ("online", True, "offline"),
+        ("disabled", True, "disabled"),
+        ("online", False, "online"),
+    ):
+        monkeypatch.setenv("WANDB_MODE", before)
+        check_integrations(("wandb",), offline)
+        assert os.environ["WANDB_MODE"] == after
 
 
 # Memory -------------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from llara.contract import Contract
 from llara.errors import ConfigError, DataError, StorageError
 from llara.model import EmbeddingModel
 from llara.training import adapt as adapt_module
+from llara.training import workspace
 from llara.training.workspace import Workspace, finished, identity_of, work_folder
 from tests import tiny
 from tests.training.helpers import adapt_config, write_lines, write_text
@@ -152,6 +153,27 @@ def test_what_a_killed_publication_left_is_tidied_up(config: AdaptConfig, model:
     (work_folder(config) / "checkpoint-4").mkdir()
     assert finished(config, identity(config)) is not None
     assert not work_folder(config).exists()
+
+
+def test_curves_outlive_a_kill_before_the_model_has_its_name(
+    config: AdaptConfig, model: EmbeddingModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with Workspace(config, identity(config)) as work:
+        (work.folder / "log.jsonl").write_text('{"loss": 1.0}\n')
+        (work.folder / "checkpoint-4").mkdir()
+        (work.folder / "runs" / "host").mkdir(parents=True)
+        (work.folder / "runs" / "host" / "events.1").write_text("first")
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(workspace, "publish_folder", killed)
+            work.publish(model, 4, {"loss": 1.0})
+    with Workspace(config, identity(config)) as work:
+        (work.folder / "runs" / "host" / "events.2").write_text("second")
+        work.publish(model, 4, {"loss": 1.0})
+    shown = {path.name: path.read_text() for path in config.output.glob("runs/host/*")}
+    assert shown == {"events.1": "first", "events.2": "second"}
 
 
 @pytest.mark.parametrize("error", [ConfigError("a setting"), DataError("file", 3, "a row"), KeyboardInterrupt()])

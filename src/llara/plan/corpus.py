@@ -334,12 +334,12 @@ def _folder(path: Path, count: int, seed: int) -> Survey:
 
 def _parquet(path: Path, files: Sequence[Path], count: int, seed: int) -> Survey:
     """Reads the first rows of parquet files; how many there are stands in the files."""
-    from pyarrow import parquet
-
     began, share = time.perf_counter(), max(count // len(files), 1)
     picked = files if len(files) <= count else random.Random(seed).sample(list(files), count)
     sample = [Sampled(row, row_bytes(row)) for file in picked for row in islice(read_rows([file]), share)]
     took = time.perf_counter() - began
+    from pyarrow import parquet  # it is there, or reading has said how to install it
+
     rows = sum(parquet.read_metadata(file).num_rows for file in files)
     scale = rows / max(len(sample), 1)
     size = round(sum(each.bytes for each in sample) * scale)

@@ -115,7 +115,7 @@ def estimate_training(config: TrainConfig, model: EmbeddingModel, fleet: Fleet, 
         advice += _advice(config, model, fleet, load, graph, memory, half)
     if fleet.number > 1:
         advice.append(f"start it with: torchrun --nproc-per-node {fleet.number} -m llara adapt ...")
-    operations = graph.operations * (4 / 3 if tricks.checkpointing else 1)  # then the forward pass runs again
+    operations = graph.operations + (graph.forward if tricks.checkpointing else 0)  # which then runs again
     return _estimate(config, fleet, load.cells * operations, memory, half, advice)
 
 
@@ -161,6 +161,8 @@ class _Graph(NamedTuple):
     """What training does per padded token, with one rank of LoRA: operations, bytes kept; and how many weights."""
 
     operations: float
+    forward: float
+    """Of them, those of the forward pass: a third, or half where hardly a weight has a gradient."""
     kept: float
     trained: int
     frozen: int
@@ -180,8 +182,10 @@ def _count(config: TrainConfig, model: EmbeddingModel, load: Load, half: bool, r
         # Mixed precision keeps the sums between layers in float32, and what goes into products in bfloat16.
         wide = run_on_meta(model, load.width, load.slots, torch.float32, train=True)
         kept = (kept + wide.kept / wide.width) / 2
+    forward = run_on_meta(model, load.width, load.slots, torch.bfloat16 if half else torch.float32, train=False)
     return _Graph(
         operations=one.operations / one.width,
+        forward=forward.operations / forward.width,
         kept=kept,
         trained=sum(count for count, trained in sizes if trained),
         frozen=sum(count for count, trained in sizes if not trained),

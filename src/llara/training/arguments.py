@@ -82,8 +82,10 @@ def precision(config: TrainConfig, weight: Tensor) -> str:
     return f"{dtype} in bfloat16" if mixed_precision(config, weight) else dtype
 
 
-def check_integrations(names: tuple[str, ...]) -> None:
+def check_integrations(names: tuple[str, ...], offline: bool = False) -> None:
     """Refuses a logging integration that is unknown or not installed, before anything starts.
+
+    Where a job is to stay off the network, Weights & Biases writes its run into a folder, for `wandb sync` to send.
 
     Raises:
         ConfigError: Names all of them, and how to install what is missing.
@@ -97,3 +99,5 @@ def check_integrations(names: tuple[str, ...]) -> None:
             problems.append(f"--report-to: {name} is not installed; install it with: pip install {name}")
     if problems:
         raise ConfigError(problems)
+    if offline and "wandb" in names and os.environ.get("WANDB_MODE") != "disabled":
+        os.environ["WANDB_MODE"] = "offline"

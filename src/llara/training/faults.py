@@ -1,16 +1,24 @@
 """What stops a run: a loss or gradient that is no number, and memory that runs out; said so that a user can mend it."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from llara.config import TrainConfig
+from llara.files import write_json_atomic
 
 NAMED = 8  # documents that a message names; a step may hold thousands
+LISTED = "bad_step.json"  # where all of them stand, in the work folder
 
 
-def not_finite(what: str, step: int, documents: Sequence[str], checkpoint: str | None) -> str:
-    """Returns the message on a step whose loss or gradient is no number: where, on which documents, what is left."""
-    named = ", ".join(documents[:NAMED])
-    more = f" and {len(documents) - NAMED:,} more" if len(documents) > NAMED else ""
+def not_finite(folder: Path, what: str, step: int, documents: Sequence[str], checkpoint: str | None) -> str:
+    """Returns the message on a step whose loss or gradient is no number: where, on which documents, what is left.
+
+    Where there are more documents than a message can name, all are listed in `folder`.
+    """
+    named, more = ", ".join(documents[:NAMED]), ""
+    if len(documents) > NAMED:
+        write_json_atomic(folder / LISTED, {"what": what, "step": step, "documents": list(documents)})
+        more = f" and {len(documents) - NAMED:,} more, all listed in {folder / LISTED}"
     left = f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet"
     return (
         f"the {what} at step {step}; nothing was updated with it, and {left}. "

@@ -3,12 +3,13 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import ParamWrapper
+from torch import Tensor
 
 from llara.config import TrainConfig
 from llara.errors import ConfigError, ModelError
@@ -88,7 +89,7 @@ def merge_lora(model: EmbeddingModel | Reranker, peft_model: Any) -> None:
     """
     layers = [module for module in peft_model.modules() if isinstance(module, LoraLayer)]
     assert layers, "LoRA was injected"
-    lost = _lost(layers)
+    lost, rows = _lost(layers)
     dtype = str(model.lm.get_input_embeddings().weight.dtype).removeprefix("torch.")
     if not lost <= 0.99:  # nor where it is no number
         raise ModelError(
@@ -98,21 +99,53 @@ def merge_lora(model: EmbeddingModel | Reranker, peft_model: Any) -> None:
     if lost > 0.5:
         note(f"{lost:.0%} of the LoRA update is lost in rounding to {dtype}; --dtype float32 keeps it")
     model.lm = peft_model.merge_and_unload()
+    missed = sum(not row.differs() for row in rows)
+    if missed:
+        raise ModelError(
+            f"merging LoRA has left {missed} of {len(rows)} layers as they were: PEFT has not added theirs"
+        )
     fix_rows(model.lm)
 
 
+class _Row(NamedTuple):
+    """The row of a layer's weights that merging changes most, as it was."""
+
+    layer: Any
+    number: int
+    before: Tensor
+
+    def differs(self) -> bool:
+        """Tells whether it has changed since."""
+        return not torch.equal(_flat(_base_weight(self.layer))[self.number], self.before)
+
+
+def _base_weight(layer: Any) -> Tensor:
+    # Experts are a parameter of a module that has no `weight`.
+    name = layer.parameter_name if isinstance(layer, ParamWrapper) else "weight"
+    found: Tensor = getattr(layer.get_base_layer(), name)
+    return found.detach()
+
+
+def _flat(weight: Tensor) -> Tensor:
+    return weight.flatten(0, -2)
+
+
 @torch.no_grad()
-def _lost(layers: list[Any]) -> float:
+def _lost(layers: list[Any]) -> tuple[float, list[_Row]]:
     """Returns the share of the update, of its norm, that merging loses in rounding: 1 where it leaves no trace at all.
 
-    One layer's worth of memory.
+    And of each layer that merging changes a row, to see afterwards whether it did. One layer's worth of memory.
     """
     lost = whole = 0.0
+    rows = []
     for layer in layers:
-        # Experts are a parameter of a module that has no `weight`.
-        weight = getattr(layer.get_base_layer(), layer.parameter_name if isinstance(layer, ParamWrapper) else "weight")
+        weight = _base_weight(layer)
         update = sum(layer.get_delta_weight(adapter).float() for adapter in layer.active_adapters)
         merged = weight + update.to(weight.dtype)
         lost += float((merged.float() - weight.float() - update).norm()) ** 2
         whole += float(update.norm()) ** 2
-    return float((lost / whole) ** 0.5) if whole else 1.0
+        changes = _flat(merged.float() - weight.float()).norm(dim=-1)
+        if changes.any():
+            number = int(changes.argmax())
+            rows.append(_Row(layer, number, _flat(weight)[number].clone()))
+    return float((lost / whole) ** 0.5) if whole else 1.0, rows

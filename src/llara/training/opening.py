@@ -43,7 +43,7 @@ def open_run(
         ConfigError: An integration that is not installed, or a device that several processes cannot share.
         StorageError: The output holds something else, or cannot be made.
     """
-    check_integrations(config.report_to)
+    check_integrations(config.report_to, config.offline)
     check_place(config.output)
     ranks = join(config)
     torch.manual_seed(config.seed)

@@ -7,6 +7,7 @@ accumulation steps and processes).
 """
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,7 +29,7 @@ from llara.training.parallel import Ranks, unreached
 from llara.training.prefetch import Prefetch
 from llara.training.saving import SavingTrainer
 from llara.training.sharding import close, is_sharded, layer_names, whole
-from llara.training.watch import VOLATILE, LogFile, Meter, Tally, Watcher, means
+from llara.training.watch import VOLATILE, LogFile, Meter, Tally, Watcher, means, worst
 
 Batch = dict[str, Any]
 Measure = Callable[[], dict[str, float]]
@@ -160,7 +161,8 @@ class JobTrainer(SavingTrainer):
         on_cpu = next(self.module.parameters()).device.type == "cpu"
         failure: BaseException | None = None
         try:
-            with keep_freed_memory(on_cpu):
+            # Integrations print what they do to stdout, which belongs to data.
+            with keep_freed_memory(on_cpu), contextlib.redirect_stdout(sys.stderr):
                 self.train(resume_from_checkpoint=str(self.resumed_from) if self.resumed_from else None)
         except BaseException as error:
             failure = error
@@ -282,7 +284,8 @@ class JobTrainer(SavingTrainer):
         what = f"loss is {worst[0]}" if worst else f"gradient's norm is {float(norm)}"
         saved = checkpoint.list_checkpoints(self.folder)
         documents = list(dict.fromkeys(each for _, there in found for each in there))
-        raise LlaraError(not_finite(what, self.state.global_step + 1, documents, str(saved[-1]) if saved else None))
+        step, left = self.state.global_step + 1, str(saved[-1]) if saved else None
+        raise LlaraError(self.ranks.ask(lambda: not_finite(self.folder, what, step, documents, left)))
 
     def _describe(self, number: int) -> list[str]:
         known = self.source.batches is None or number < self.source.batches
@@ -311,7 +314,7 @@ class JobTrainer(SavingTrainer):
         waited = self._prefetch.waited if self._prefetch is not None else 0.0
         tallies = self.ranks.gather(self.tally.state())
         tokens = sum(self.ranks.gather(self.meter.tokens))
-        values = means(self.tally.names, tallies) | self.meter.values(tokens, waited)
+        values = means(self.tally.names, tallies) | worst(self.ranks.gather(self.meter.values(tokens, waited)))
         self.tally.reset()
         if self.measure is not None and self.measures_now():
             self.module.eval()

@@ -31,6 +31,7 @@ from llara.training.checkpoint import list_checkpoints
 from llara.training.parallel import Ranks
 
 RECORD = "training.json"
+CURVES = "runs"  # what transformers calls the folder of TensorBoard's files
 # Settings that do not decide the weights, and paths whose content is fingerprinted: a moved corpus is the same corpus.
 INCIDENTAL = {
     *("output", "offline", "verify", "device", "save_every", "keep", "log_every", "report_to", "trust_remote_code"),
@@ -122,6 +123,7 @@ class Workspace:
         self._lock.__enter__()
         try:
             self._forget_beginnings()
+            self._take_back_curves()
             claim_output(self.folder, self.identity, f"unfinished training ({self.identity['stage']})")
             save_config(self.folder, self.config)
         except BaseException:
@@ -144,6 +146,12 @@ class Workspace:
                 elif entry.name != LOCK:
                     entry.unlink()
 
+    def _take_back_curves(self) -> None:
+        """Puts back what TensorBoard shows, where a run was killed after moving it into a model that got no name."""
+        moved = self.folder / "model" / CURVES
+        if moved.is_dir() and not (self.folder / CURVES).exists():
+            moved.rename(self.folder / CURVES)
+
     def publish(self, model: EmbeddingModel | Reranker, steps: int, log: Mapping[str, float]) -> TrainResult:
         """Saves the model with its settings and log, gives it its final name, and removes the work folder."""
         return self.ranks.ask(lambda: self._publish(model, steps, log))
@@ -159,8 +167,8 @@ class Workspace:
             "training_log.jsonl": (self.folder / "log.jsonl").read_text(encoding="utf-8"),
         }
         model.save(staged, extra)
-        if (self.folder / "runs").is_dir():  # what TensorBoard shows outlives the work folder
-            (self.folder / "runs").rename(staged / "runs")
+        if (self.folder / CURVES).is_dir():  # what TensorBoard shows outlives the work folder
+            (self.folder / CURVES).rename(staged / CURVES)
         publish_folder(staged, self.config.output)
         shutil.rmtree(self.folder)
         return TrainResult(self.config.output, steps, log)
