@@ -15,6 +15,8 @@ import contextlib
 import json
 import os
 import statistics
+import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -30,7 +32,7 @@ from llara.config import ModelConfig
 from llara.hardware import keep_freed_memory
 from llara.loading import load_model
 from llara.model import TOKEN_BUDGET, EmbeddingModel
-from llara.onednn import leave_onednn, use_onednn
+from llara.onednn import leave_onednn, multiplies, product, use_onednn
 from llara.templates import load_template
 from llara.training.layers import compile_layers
 from llara.training.objective import AdaptModule, Plan, Prompts, collate
@@ -43,6 +45,13 @@ SHAPES = {"llama-32k": 32_016, "mini": 0, "llama-128k": 128_256}
 LLAMA = {
     **{"hidden_size": 288, "num_hidden_layers": 6, "num_attention_heads": 6, "num_key_value_heads": 6},
     **{"intermediate_size": 768, "max_position_embeddings": 512, "tie_word_embeddings": False},
+}
+# Operators by what they are for, told by a part of their name; all others work on each number by itself, or move them.
+KINDS = {
+    "products": ("linear_pointwise", "aten::mm", "aten::addmm", "aten::bmm", "baddbmm"),
+    "attention": ("scaled_dot_product", "flash_attention"),
+    "optimizer": ("adamw", "foreach_norm", "foreach_mul", "clip"),
+    "softmax": ("softmax", "logsumexp", "aten::exp"),
 }
 KEPT = contextlib.ExitStack()  # what holds until a process ends
 SIDES = ("ours", "ours + lm", "reference", "reference + lm")
@@ -191,15 +200,38 @@ def make_model(shape: str, template: str) -> EmbeddingModel:
 
 
 def rate(clock: Callable[[], float]) -> float:
-    """Returns the machine's float32 matrix rate now, in flop/s: the best of large products of several shapes."""
+    """Returns the machine's float32 matrix rate now, in flop/s: the best of large products of several shapes.
+
+    Through torch's own product and, where llara takes it, oneDNN's.
+    """
     best = 0.0
     for rows, inner, columns in ((2048, 2048, 2048), (4096, 1024, 1024), (1024, 1024, 4096)):
-        left, right = torch.randn(rows, inner), torch.randn(inner, columns)
-        for _ in range(4):
+        left, right = torch.randn(rows, inner), torch.randn(columns, inner)
+        ways = [F.linear, product] if multiplies(left, right) else [F.linear]
+        for way in ways * 4:
             began = clock()
-            left @ right
+            way(left, right)
             best = max(best, 2.0 * rows * inner * columns / (clock() - began))
     return best
+
+
+def shares(bench: Bench, lm_weight: float) -> dict[str, float]:
+    """Returns what the time of our step goes into, as torch's profiler sees it; the rest is Python between operators.
+
+    The profiler itself costs a few per cent.
+    """
+    with keep_freed_memory():
+        for _ in range(2):
+            bench.ours(lm_weight)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+            began = time.perf_counter()
+            bench.ours(lm_weight)
+            whole = time.perf_counter() - began
+    spent: Counter[str] = Counter()
+    for event in seen.key_averages():
+        kind = next((kind for kind, names in KINDS.items() if any(name in event.key for name in names)), "elementwise")
+        spent[kind] += event.self_cpu_time_total / 1e6  # type: ignore[assignment]  # seconds are no whole numbers
+    return {kind: seconds / whole for kind, seconds in spent.items()}
 
 
 def open_side(name: str, shape: str, template: str, budget: int | None, compiled: bool) -> Step:
@@ -247,6 +279,8 @@ def measure(shape: str, options: argparse.Namespace) -> dict[str, float]:
     """Prints one shape's table and returns its figures."""
     bench = Bench(shape, options.template, options.token_budget)
     check_losses(bench)
+    use_onednn(bench.model.lm.base_model)
+    parts = {name: shares(bench, weight) for name, weight in (("ours", 0.0), ("ours + lm", 1.0))}
     taken, used, machine = times(shape, options)
     median = {name: statistics.median(each) for name, each in taken.items()}
     print(
@@ -261,6 +295,8 @@ def measure(shape: str, options: argparse.Namespace) -> dict[str, float]:
         print(
             f"{name:<16}{median[name]:>10.3f}{min(each):>8.3f}{max(each):>8.3f}{tokens:>10.0f}{share:>9}{used[name]:>8.0f}"
         )
+    for name, spent in parts.items():
+        print(f"{name}: " + ", ".join(f"{kind} {share:.0%}" for kind, share in Counter(spent).most_common()))
     keys = list(TARGET)
     figures = {
         keys[0]: median["reference"] / median["ours"],
@@ -274,6 +310,7 @@ def measure(shape: str, options: argparse.Namespace) -> dict[str, float]:
     figures[keys[3]] = used["ours"] / used["reference"]
     figures[f"{keys[3]}, with the language-model term"] = used["ours + lm"] / used["reference + lm"]
     figures |= {f"MiB, {name}": value for name, value in used.items()}
+    figures |= {f"share of {kind}, {name}": share for name, spent in parts.items() for kind, share in spent.items()}
     return {name: round(value, 4) for name, value in figures.items()}
 
 
