@@ -28,10 +28,11 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(STAMP)
 
-$(INTEGRATIONS): $(STAMP) requirements-integrations.lock
+# Without a network the tests of these skip; where CI is set, they must not.
+$(INTEGRATIONS): requirements-integrations.lock | $(STAMP)
 	@rm -rf $(@D)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(@D) -r requirements-integrations.lock
-	@touch $@
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(@D) -r $< && touch $@ \
+		|| { echo "the optional integrations could not be installed: their tests will skip" >&2; test -z "$$CI"; }
 
 demo: $(STAMP)
 	$(BIN)/llara demo

@@ -16,7 +16,7 @@ import json
 import os
 import statistics
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -46,12 +46,15 @@ LLAMA = {
     **{"hidden_size": 288, "num_hidden_layers": 6, "num_attention_heads": 6, "num_key_value_heads": 6},
     **{"intermediate_size": 768, "max_position_embeddings": 512, "tie_word_embeddings": False},
 }
-# Operators by what they are for, told by a part of their name; all others work on each number by itself, or move them.
+# Operators by what they are for; all others of aten work on each number by itself, or move them.
 KINDS = {
-    "products": ("linear_pointwise", "aten::mm", "aten::addmm", "aten::bmm", "baddbmm"),
-    "attention": ("scaled_dot_product", "flash_attention"),
-    "optimizer": ("adamw", "foreach_norm", "foreach_mul", "clip"),
-    "softmax": ("softmax", "logsumexp", "aten::exp"),
+    "products": ("mkldnn::_linear_pointwise", "aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm"),
+    "attention": (
+        "aten::_scaled_dot_product_flash_attention_for_cpu",
+        "aten::_scaled_dot_product_flash_attention_for_cpu_backward",
+    ),
+    "optimizer": ("aten::_fused_adamw_", "aten::_foreach_norm", "aten::_foreach_mul_"),
+    "softmax": ("aten::_softmax", "aten::_log_softmax", "aten::logsumexp", "aten::exp", "aten::exp_"),
 }
 KEPT = contextlib.ExitStack()  # what holds until a process ends
 SIDES = ("ours", "ours + lm", "reference", "reference + lm")
@@ -216,9 +219,9 @@ def rate(clock: Callable[[], float]) -> float:
 
 
 def shares(bench: Bench, lm_weight: float) -> dict[str, float]:
-    """Returns what the time of our step goes into, as torch's profiler sees it; the rest is Python between operators.
+    """Returns what the time of our step goes into, as torch's profiler sees it, which itself costs a few per cent.
 
-    The profiler itself costs a few per cent.
+    "overhead" is what no operator takes: Python, and autograd's engine.
     """
     with keep_freed_memory():
         for _ in range(2):
@@ -227,11 +230,13 @@ def shares(bench: Bench, lm_weight: float) -> dict[str, float]:
             began = time.perf_counter()
             bench.ours(lm_weight)
             whole = time.perf_counter() - began
-    spent: Counter[str] = Counter()
+    spent: dict[str, float] = defaultdict(float)
     for event in seen.key_averages():
-        kind = next((kind for kind, names in KINDS.items() if any(name in event.key for name in names)), "elementwise")
-        spent[kind] += event.self_cpu_time_total / 1e6  # type: ignore[assignment]  # seconds are no whole numbers
-    return {kind: seconds / whole for kind, seconds in spent.items()}
+        if event.key.startswith(("aten::", "mkldnn::")):
+            kind = next((kind for kind, names in KINDS.items() if event.key in names), "elementwise")
+            spent[kind] += event.self_cpu_time_total / 1e6
+    spent["overhead"] = max(whole - sum(spent.values()), 0.0)
+    return {kind: round(seconds / whole, 4) for kind, seconds in spent.items()}
 
 
 def open_side(name: str, shape: str, template: str, budget: int | None, compiled: bool) -> Step:
@@ -296,7 +301,10 @@ def measure(shape: str, options: argparse.Namespace) -> dict[str, float]:
             f"{name:<16}{median[name]:>10.3f}{min(each):>8.3f}{max(each):>8.3f}{tokens:>10.0f}{share:>9}{used[name]:>8.0f}"
         )
     for name, spent in parts.items():
-        print(f"{name}: " + ", ".join(f"{kind} {share:.0%}" for kind, share in Counter(spent).most_common()))
+        print(
+            f"{name}: "
+            + ", ".join(f"{kind} {share:.0%}" for kind, share in sorted(spent.items(), key=lambda each: -each[1]))
+        )
     keys = list(TARGET)
     figures = {
         keys[0]: median["reference"] / median["ours"],

@@ -45,14 +45,16 @@ def call(arguments: Sequence[object], watched: Path | None = None) -> tuple[Take
 
     def watch() -> None:
         nonlocal most
+        assert watched is not None
         pause = SHORTEST
         while not done.wait(pause):
             looked = time.perf_counter()
-            most = max(most, size_of(watched)) if watched else 0
+            most = max(most, size_of(watched))
             pause = max(SHORTEST, (time.perf_counter() - looked) / SHARE)
 
     watcher = threading.Thread(target=watch)
-    watcher.start()
+    if watched:
+        watcher.start()
     began = time.perf_counter()
     with subprocess.Popen(
         [sys.executable, "-c", MAIN, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -64,7 +66,8 @@ def call(arguments: Sequence[object], watched: Path | None = None) -> tuple[Take
         process.returncode = os.waitstatus_to_exitcode(status)
     seconds = time.perf_counter() - began
     done.set()
-    watcher.join()
+    if watched:
+        watcher.join()
     if process.returncode:
         sys.exit(f"{' '.join(map(str, arguments))}\n{complaint}")
     unit = 1 if sys.platform == "darwin" else 1024

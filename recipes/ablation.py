@@ -53,6 +53,8 @@ class Plan:
     finetune: dict[str, Any]
     encode: dict[str, Any]
     arms: dict[str, dict[str, Any]]
+    compared: list[str] = dataclasses.field(default_factory=list)
+    """Arms with which the tables compare the others, beside the baselines."""
 
     @property
     def work(self) -> Path:

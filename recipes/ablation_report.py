@@ -87,7 +87,7 @@ def report(plan: "Plan", cells: dict[str, list[dict[str, Any]]]) -> str:
         "seeds) and the p-value of a paired two-sided randomisation test over queries.",
     ]
     for collection, title in TITLES.items():
-        baselines = [name for name in plan.baselines if name in cells]
+        baselines = [name for name in (*plan.baselines, *plan.compared) if name in cells]
         rows = [["arm", "seeds", METRIC, "R@100", *(f"difference to {name}" for name in baselines)]]
         for arm, group in cells.items():
             found = values(group, collection)

@@ -26,35 +26,40 @@ def test_the_report_names_versions_and_hardware(monkeypatch: pytest.MonkeyPatch)
     assert json.dumps(vars(report))
 
 
-def probe(monkeypatch: pytest.MonkeyPatch, script: str) -> hardware.TorchFacts:
+def probe(monkeypatch: pytest.MonkeyPatch, script: str) -> tuple[tuple[str, ...], int | None, str]:
     monkeypatch.setattr(hardware, "PROBE", script)
     return hardware.probe_torch()
 
 
-FIRST = 'print(\'{"gpus": ["G"], "threads": 2, "products": "torch"}\', flush=True)\n'
+FIRST = 'print(\'{"gpus": ["G"], "threads": 2}\', flush=True)\n'
 
 
 @pytest.mark.parametrize(
     ("script", "expected"),
     [
-        (FIRST + "print('ok')", (("G",), 2, "works", "torch")),
-        (FIRST + "raise SystemExit('bad')", (("G",), 2, "fails: bad; use --dtype float32", "torch")),
-        ("raise SystemExit('no torch')", ((), None, "torch does not start: no torch", None)),
+        (FIRST + "print('ok')", (("G",), 2, "works")),
+        (FIRST + "raise SystemExit('bad')", (("G",), 2, "fails: bad; use --dtype float32")),
+        ("raise SystemExit('no torch')", ((), None, "torch does not start: no torch")),
         (
             FIRST + f"import os; os.kill(os.getpid(), {int(signal.SIGILL)})",
-            (("G",), 2, "kills the process (SIGILL); use --dtype float32", "torch"),
+            (("G",), 2, "kills the process (SIGILL); use --dtype float32"),
         ),
     ],
 )
 def test_the_probe_survives_what_it_looks_for(
-    script: str, expected: tuple[tuple[str, ...], int | None, str, str | None], monkeypatch: pytest.MonkeyPatch
+    script: str, expected: tuple[tuple[str, ...], int | None, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert probe(monkeypatch, script) == expected
 
 
 def test_a_probe_that_hangs_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "PROBE_SECONDS", 1)
-    assert probe(monkeypatch, "import time; time.sleep(60)") == ((), None, "no answer within 1 s", None)
+    assert probe(monkeypatch, "import time; time.sleep(60)") == ((), None, "no answer within 1 s")
+
+
+def test_products_that_kill_their_process_are_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "PRODUCTS", f"import os; os.kill(os.getpid(), {int(signal.SIGILL)})")
+    assert doctor._products() == "unknown"
 
 
 def test_extras_come_with_the_command_that_installs_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import torch
 from llara import loading
 from llara.config import ModelConfig
 from llara.errors import ConfigError, ModelError
-from llara.hardware import WORKS, TorchFacts
+from llara.hardware import WORKS
 from llara.hub import resolve
 from llara.loading import load_model, pick_device, pick_dtype
 from llara.templates import PAPER
@@ -115,12 +115,11 @@ def test_devices() -> None:
 def test_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     # Not every CPU can multiply bfloat16; what a child process finds is test_hardware.py's matter.
-    monkeypatch.setattr(loading, "probe_torch", lambda: TorchFacts((), 1, WORKS, "torch"))
+    monkeypatch.setattr(loading, "probe_torch", lambda: ((), 1, WORKS))
     assert pick_dtype("auto", cpu) == torch.float32
     assert pick_dtype("bfloat16", cpu) == torch.bfloat16
     assert pick_dtype("float16", cpu) == torch.float16
-    killed = TorchFacts((), 1, "kills the process (SIGILL); use --dtype float32", "torch")
-    monkeypatch.setattr(loading, "probe_torch", lambda: killed)
+    monkeypatch.setattr(loading, "probe_torch", lambda: ((), 1, "kills the process (SIGILL); use --dtype float32"))
     with pytest.raises(ConfigError, match=r"bfloat16 on this CPU kills the process .*float32"):
         pick_dtype("bfloat16", cpu)
     assert pick_dtype("auto", cpu) == torch.float32

@@ -257,8 +257,6 @@ def test_a_window_beyond_the_longest_probe_takes_two_passes(monkeypatch: pytest.
         found = check(model, text_length)
         assert found.one_pass is not reached
         assert ("a sliding window of 30 tokens, longer than the 20 that are compared" in found.reason) is reached
-    alone = check_padding(model, model.bind(), 200)
-    assert not check_packing(model, model.bind(), 200, MaskForm(), alone).one_pass
     assert check(tiny.model("llama"), 200).one_pass  # no window
 
 

@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ PACKAGES = (
 VARIABLES = (
     "HF_HOME", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "NO_COLOR", "LANG",
 )  # fmt: skip
+PRODUCTS = "from llara.onednn import is_faster_here; print('oneDNN' if is_faster_here() else 'torch')"
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,8 @@ class DoctorReport:
     torch_threads: int | None
     bfloat16_on_cpu: str
     """`works`, or what happened instead."""
-    products_on_cpu: str | None
-    """Whose float32 linear maps the CPU takes: `torch` or `oneDNN`; None where torch does not start."""
+    products_on_cpu: str
+    """Whose float32 linear maps a CPU takes, `torch` or `oneDNN`; `unknown` where that could not be asked."""
     extras: dict[str, str]
     """Extra -> `installed`, or the command that installs it."""
     durability: tuple[str, ...]
@@ -62,7 +64,7 @@ class DoctorReport:
             f"free disk here: {self.free_disk_bytes / 2**30:.1f} GiB",
             f"gpus: {', '.join(self.gpus) or 'none'}",
             f"bfloat16 on the CPU: {self.bfloat16_on_cpu}",
-            f"float32 products on the CPU: {self.products_on_cpu or 'unknown'}",
+            f"float32 products on the CPU: {self.products_on_cpu}",
             *(f"extra [{name}]: {state}" for name, state in self.extras.items()),
             *(f"durability: {remark}" for remark in self.durability or ("no remarks",)),
             *(f"{name}={value}" for name, value in self.environment.items()),
@@ -72,7 +74,7 @@ class DoctorReport:
 
 def doctor(config: JobConfig) -> DoctorReport:
     """Looks at this machine and installation; needs no network and leaves nothing behind."""
-    found = probe_torch()
+    gpus, threads, bfloat16 = probe_torch()
     return DoctorReport(
         python=f"{platform.python_version()} ({sys.executable})",
         platform=platform.platform(),
@@ -81,14 +83,20 @@ def doctor(config: JobConfig) -> DoctorReport:
         cores=cores(),
         memory_bytes=memory_bytes(),
         free_disk_bytes=shutil.disk_usage(Path.cwd()).free,
-        gpus=found.gpus,
-        torch_threads=found.threads,
-        bfloat16_on_cpu=found.bfloat16,
-        products_on_cpu=found.products,
+        gpus=gpus,
+        torch_threads=threads,
+        bfloat16_on_cpu=bfloat16,
+        products_on_cpu=_products(),
         extras=extras_state(),
         durability=_durability(),
         environment={name: os.environ[name] for name in VARIABLES if name in os.environ},
     )
+
+
+def _products() -> str:
+    """Asks `llara.onednn` in a child process: it tries a product."""
+    child = subprocess.run([sys.executable, "-c", PRODUCTS], capture_output=True, text=True, check=False)
+    return child.stdout.strip() or "unknown"
 
 
 def extras_state() -> dict[str, str]:

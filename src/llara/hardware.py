@@ -24,11 +24,9 @@ PROBE_SECONDS = 120
 # The first line is written before the product that may be the last thing the process does.
 PROBE = """
 import json, torch
-from llara.onednn import is_faster_here
 names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 mps = torch.backends.mps.is_available()
-gpus, products = names + (["Apple MPS"] if mps else []), "oneDNN" if is_faster_here() else "torch"
-print(json.dumps({"gpus": gpus, "threads": torch.get_num_threads(), "products": products}), flush=True)
+print(json.dumps({"gpus": names + (["Apple MPS"] if mps else []), "threads": torch.get_num_threads()}), flush=True)
 a, b = torch.ones(300, 256, dtype=torch.bfloat16), torch.ones(768, 256, dtype=torch.bfloat16)
 assert torch.nn.functional.linear(a, b)[0, 0].item() == 256
 print("ok", flush=True)
@@ -36,29 +34,18 @@ print("ok", flush=True)
 WORKS = "works"
 
 
-class TorchFacts(NamedTuple):
-    """What torch says of this machine. `threads` and `products` are None where it does not start."""
-
-    gpus: tuple[str, ...]
-    threads: int | None
-    bfloat16: str
-    """Whether a product in bfloat16 works on the CPU: `WORKS`, or what happened instead."""
-    products: str | None
-    """Whose float32 linear maps a CPU takes, torch's own or oneDNN's: see `llara.onednn`."""
-
-
-def probe_torch() -> TorchFacts:
-    """Asks a child process."""
+def probe_torch() -> tuple[tuple[str, ...], int | None, str]:
+    """Asks a child process for GPUs, threads, and whether a bfloat16 product works; (gpus, threads, verdict)."""
     try:
         child = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=PROBE_SECONDS)
     except subprocess.TimeoutExpired:
-        return TorchFacts((), None, f"no answer within {PROBE_SECONDS} s", None)
+        return (), None, f"no answer within {PROBE_SECONDS} s"
     first, _, rest = child.stdout.partition("\n")
     if not first:
         last = child.stderr.strip().splitlines()[-1:] or [f"exit code {child.returncode}"]
-        return TorchFacts((), None, f"torch does not start: {last[0]}", None)
+        return (), None, f"torch does not start: {last[0]}"
     found = json.loads(first)
-    return TorchFacts(tuple(found["gpus"]), found["threads"], _verdict(rest.strip() == "ok", child), found["products"])
+    return tuple(found["gpus"]), found["threads"], _verdict(rest.strip() == "ok", child)
 
 
 def _verdict(done: bool, child: "subprocess.CompletedProcess[str]") -> str:

@@ -173,7 +173,7 @@ def pick_dtype(name: Dtype, device: torch.device) -> torch.dtype:
         ConfigError: bfloat16 on a CPU that cannot do it; a child process has tried.
     """
     if name == "bfloat16" and device.type == "cpu":
-        verdict = probe_torch().bfloat16
+        _, _, verdict = probe_torch()
         if verdict != WORKS:
             raise ConfigError(f"--dtype: bfloat16 on this CPU {verdict}")
     if name == "int8":

@@ -21,6 +21,7 @@ from llara.templates import BoundSide, BoundTemplate
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 # A probe of 1024 tokens is cheap, and finds local attention that the configuration calls by another name.
 USUAL_PROBE, LONGEST_PROBE = 1024, 8192
+BEYOND = 8  # tokens of a probe past a window
 
 
 class Parity(NamedTuple):
@@ -39,7 +40,7 @@ def probe_length(model: EmbeddingModel, text_length: int, overhead: int = 0) -> 
 
     A window that no row of the job is longer than never acts, so a longer probe would refuse a model for nothing.
     """
-    beyond = model.window + 8 if model.window else 0
+    beyond = model.window + BEYOND if model.window else 0
     return max(min(_longest_text(model, text_length, overhead), LONGEST_PROBE, max(USUAL_PROBE, beyond)), 2)
 
 
@@ -50,11 +51,12 @@ def _longest_text(model: EmbeddingModel, text_length: int, overhead: int) -> int
 
 def _unseen_window(model: EmbeddingModel, text_length: int, overhead: int) -> Parity | None:
     """Returns why a comparison would tell nothing: a window that the job's rows reach, and those of a probe do not."""
-    longest = _longest_text(model, text_length, overhead)
-    if not model.window or probe_length(model, text_length, overhead) + overhead > model.window:
+    longest = _longest_text(model, text_length, overhead) + overhead
+    seen = probe_length(model, text_length, overhead) + overhead
+    if not model.window or longest <= model.window or seen >= min(longest, model.window + BEYOND):
         return None
     reason = f"a sliding window of {model.window:,} tokens, longer than the {LONGEST_PROBE:,} that are compared"
-    return Parity(False, reason) if longest + overhead > model.window else None
+    return Parity(False, reason)
 
 
 @torch.no_grad()
@@ -90,8 +92,6 @@ def check_packing(
         form: The mask of packed rows.
         alone: What `check_padding` returned, under the attention that the model came with.
     """
-    if unseen := _unseen_window(model, text_length, _overhead(template)):
-        return unseen
     texts = _texts(model, template.query.prefix, text_length, _overhead(template))
     return _compare(model, template, texts, alone, form, packed=True)
 

@@ -114,11 +114,14 @@ class Progress:
     def _open_bar(self) -> None:
         from rich.progress import BarColumn, TextColumn
         from rich.progress import Progress as RichProgress
+        from rich.table import Column
 
         # The status text is ours, so that bar and plain line say the same; `transient` leaves only the closing line.
         columns = TextColumn("{task.description}", markup=False), BarColumn(bar_width=24)
-        status = TextColumn("{task.fields[status]}", markup=False)
-        self._bar = RichProgress(*columns, status, console=_shared_console(), transient=True)
+        # What a terminal has no room for in one line goes on in the next.
+        wrapped = Column(ratio=1, no_wrap=False, overflow="fold")
+        status = TextColumn("{task.fields[status]}", markup=False, table_column=wrapped)
+        self._bar = RichProgress(*columns, status, console=_shared_console(), transient=True, expand=True)
         self._pause = DRAW_EVERY
         self._task = self._bar.add_task(self.label, total=self.total, status=self._status(self._began))
         self._bar.start()

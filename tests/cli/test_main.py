@@ -130,6 +130,20 @@ def test_json_is_one_object(job: Callable[..., None], capsys: pytest.CaptureFixt
     assert err == ""
 
 
+def test_what_a_library_prints_is_no_part_of_the_result(
+    job: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def chatty(config: Any) -> Result:
+        print("* Trackio project initialized")
+        return Result()
+
+    job(chatty)
+    assert main([*INDEX, "--json", "--quiet"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["documents"] == 5183
+    assert err == "* Trackio project initialized\n"
+
+
 def test_quiet_reaches_the_job_s_notes(job: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
     def chatty(config: Any) -> Result:
         note("working")

@@ -77,6 +77,17 @@ def planned(monkeypatch: pytest.MonkeyPatch, rows: int, dim: int, speeds: Speeds
     return plan_index(PlanIndexConfig(corpus=(Path("c"),), model="m", **settings))
 
 
+@pytest.mark.parametrize("rows", [1000, 10**7])
+def test_memory_is_no_less_than_what_the_trial_held(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    held, peaks = iter([10**6, 2 * 10**6]), iter([200 * 10**6])  # the process; before the trial; most within it
+    monkeypatch.setattr(index, "held_memory", lambda: next(held))
+    monkeypatch.setattr(index, "peak_memory", lambda: next(peaks))
+    found = planned(monkeypatch, rows, 64, NOTHING, type="ivfpq")
+    counted = approximate.build_memory(shape(rows, 64, type="ivfpq"), rows)
+    assert (counted > 198 * 10**6) is (rows == 10**7)
+    assert found.memory == 10**6 + max(counted, 198 * 10**6)
+
+
 def test_lists_are_those_of_a_part_and_not_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     compare = planned(monkeypatch, 40 * 10**6, 256, replace_speeds(compare=1.0), type="ivfpq")
     config = PlanIndexConfig(corpus=(Path("c"),), model="m", type="ivfpq")

@@ -73,7 +73,7 @@ def test_every_format_trains_the_same_model(name: str, base: Path, corpus: Path,
 
 
 def test_a_run_in_bfloat16_learns(base: Path, corpus: Path, tmp_path: Path) -> None:
-    if probe_torch().bfloat16 != WORKS:
+    if probe_torch()[2] != WORKS:
         pytest.skip("this CPU multiplies no bfloat16")
     config = adapt_config(base, corpus, tmp_path / "out", steps=30, log_every=10, batch_size=8, dtype="bfloat16")
     losses = [line["loss"] for line in log_lines(adapt(config).output)]
@@ -201,7 +201,7 @@ def test_a_merge_that_does_not_happen_is_found(skipped: str, monkeypatch: pytest
     for layer in layers if skipped == "all" else layers[3:4]:
         monkeypatch.setattr(layer, "merge", lambda **_: None)
     left = len(layers) if skipped == "all" else 1
-    with pytest.raises(ModelError, match=f"has left {left} of {len(layers)} layers as they were"):
+    with pytest.raises(ModelError, match=f"left {left} of the {len(layers)} layers that it changes"):
         merge_lora(model, peft_model)
 
 

@@ -17,6 +17,5 @@ def test_with_what_is_optional(name: str, root: Path, tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "TRACKIO_"))}
     environment |= {"PYTHONPATH": f"{INTEGRATIONS}:{root}", "TRACKIO_DIR": str(tmp_path / "trackio")}
     command = [sys.executable, "-m", "tests.training.with_integrations", name, str(tmp_path)]
-    answer = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    answer = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert answer.returncode == 0, answer.stderr
-    assert answer.stdout == ""  # which belongs to data

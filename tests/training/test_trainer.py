@@ -10,7 +10,7 @@ import torch
 
 from llara.config import AdaptConfig
 from llara.errors import LlaraError, StorageError
-from llara.training import checkpoint
+from llara.training import checkpoint, faults
 from llara.training.arguments import steps_for
 from llara.training.objective import NAMES
 from llara.training.trainer import JobTrainer
@@ -121,6 +121,18 @@ def test_a_message_names_few_of_many_documents(tmp_path: Path) -> None:
         trainer.run()
     listed = json.loads((tmp_path / "run" / "bad_step.json").read_text())
     assert listed == {"what": "loss is nan", "step": 1, "documents": [f"row {number}" for number in range(20)]}
+
+
+def test_a_message_is_not_lost_where_its_list_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, value: Any) -> None:
+        raise StorageError(path, "the disk is full")
+
+    monkeypatch.setattr(faults, "write_json_atomic", full)
+    trainer, _ = make_trainer(tmp_path / "run", bad={0: ("loss", NAN)}, batch_size=20)
+    with pytest.raises(LlaraError, match=r"the loss is nan at step 1; .* could not be listed \(.*is full\)$"):
+        trainer.run()
 
 
 def resumed(folder: Path, stop: int, **changes: Any) -> tuple[JobTrainer, Rows]:

@@ -15,11 +15,11 @@ from llara.hardware import is_out_of_memory
 from llara.loading import load_model
 from llara.training import watch
 from llara.training.adapt import adapt
-from llara.training.arguments import check_integrations
 from llara.training.checkpoint import list_checkpoints
 from llara.training.finetune import finetune
+from llara.training.integrations import check_integrations, off_network
 from llara.training.objective import AdaptModule
-from llara.training.watch import VOLATILE, Meter, Tally, means, peak_memory, worst
+from llara.training.watch import VOLATILE, Meter, Tally, means, peak_memory, together
 from tests.training.helpers import adapt_config, computed, finetune_config, log_lines, write_lines, write_text
 from tests.training.rows import make_trainer, weights_of
 
@@ -47,9 +47,10 @@ def test_speed_and_waiting_are_shares_of_the_time_since_the_last_look(monkeypatc
     monkeypatch.setattr(watch.time, "perf_counter", lambda: next(clock))
     meter = Meter()
     meter.look(1.0)  # at 10 s, a second of which was spent waiting
-    values = meter.values(tokens=400, waited=2.0)
+    meter.tokens = 400
+    values = meter.values(waited=2.0)
     assert (values["tokens_per_second"], values["wait"]) == (100.0, 0.25)
-    assert meter.values(tokens=400, waited=1.0)["wait"] == 0.0
+    assert meter.values(waited=1.0)["wait"] == 0.0
 
 
 def test_memory_is_that_of_the_process_in_bytes() -> None:
@@ -162,15 +163,15 @@ def test_the_progress_line_shows_what_matters(tmp_path: Path, capsys: pytest.Cap
     labels = {"loss": "loss", "ebae": "loss_ebae", "ebar": "loss_ebar", "lm": "loss_lm", "lr": "learning_rate"}
     shown = [f"{label} {last[name]:.4g}" for label, name in labels.items()]
     shown += [f"tokens/s {last['tokens_per_second']:,.0f}", f"padding {last['padding']:.1%}"]
-    shown += [f"waiting {last['wait']:.1%}", f"GB {last['memory_gb']:.2f}", "recall ebae 0.25"]
+    shown += [f"waiting {last['wait']:.1%}", f"memory {last['memory_gb']:.2f} GB", "recall ebae 0.25"]
     assert ", ".join(shown) in closing
 
 
-def test_of_several_processes_the_worst_counts() -> None:
+def test_processes_train_together_and_the_one_that_waits_or_holds_most_counts() -> None:
     one = {"tokens_per_second": 90.0, "wait": 0.5, "memory_gb": 1.0}
     other = {"tokens_per_second": 100.0, "wait": 0.1, "memory_gb": 2.0}
-    assert worst([one, other]) == {"tokens_per_second": 90.0, "wait": 0.5, "memory_gb": 2.0}
-    assert worst([one]) == one
+    assert together([one, other]) == {"tokens_per_second": 190.0, "wait": 0.5, "memory_gb": 2.0}
+    assert together([one]) == one
 
 
 # Integrations -------------------------------------------------------------------------------------------------------
@@ -206,20 +207,30 @@ def test_a_missing_integration_is_named_before_anything_starts(
         "--report-to: 'tensorbord' is not one of tensorboard, wandb, trackio (did you mean 'tensorboard'?)",
     )
     assert [path.name for path in tmp_path.iterdir()] == ["train.jsonl"]
-    check_integrations(("tensorboard",))
-    check_integrations(())
+    for names in (("tensorboard",), ()):
+        check_integrations(adapt_config(base, corpus, tmp_path / "out", report_to=names))
 
 
-def test_a_job_without_network_keeps_weights_and_biases_off_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_without_network_keeps_its_loggers_off_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
-    for before, offline, after in (
+    paths = Path("base"), Path("corpus"), Path("out")
+    monkeypatch.setenv("TRACKIO_SPACE_ID", "someone/space")
+    check_integrations(adapt_config(*paths, report_to=("trackio",), offline=False))
+    with pytest.raises(ConfigError, match="TRACKIO_SPACE_ID has trackio use the network; unset it"):
+        check_integrations(adapt_config(*paths, report_to=("trackio",), offline=True))
+    cases = (
         ("online", True, "offline"),
         ("disabled", True, "disabled"),
         ("online", False, "online"),
-    ):
-        monkeypatch.setenv("WANDB_MODE", before)
-        check_integrations(("wandb",), offline)
-        assert os.environ["WANDB_MODE"] == after
+        (None, True, "offline"),
+    )
+    for before, offline, meanwhile in cases:
+        monkeypatch.delenv("WANDB_MODE", raising=False)
+        if before is not None:
+            monkeypatch.setenv("WANDB_MODE", before)
+        with off_network(adapt_config(*paths, offline=offline)):
+            assert os.environ["WANDB_MODE"] == meanwhile
+        assert os.environ.get("WANDB_MODE") == before
 
 
 # Memory -------------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ Exit codes: 0 done, 2 the user's mistake, 1 a fault of llara, 130 stopped by Ctr
 stderr. Nothing heavy is imported before a job needs it.
 """
 
+import contextlib
 import errno
 import os
 import sys
@@ -80,7 +81,8 @@ def _run(arguments: list[str]) -> int:
         from llara.cli.interactive import converse
 
         return converse(config, as_json=options.json)  # type: ignore[arg-type]
-    result = _job(command.job)(config)
+    with contextlib.redirect_stdout(sys.stderr):  # stdout is for the result, and some libraries talk as they please
+        result = _job(command.job)(config)
     if os.environ.get("RANK", "0") != "0":
         return 0  # of the processes that torchrun has started, the first one reports
 

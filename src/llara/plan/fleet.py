@@ -115,7 +115,7 @@ def estimate_training(config: TrainConfig, model: EmbeddingModel, fleet: Fleet, 
         advice += _advice(config, model, fleet, load, graph, memory, half)
     if fleet.number > 1:
         advice.append(f"start it with: torchrun --nproc-per-node {fleet.number} -m llara adapt ...")
-    operations = graph.operations + (graph.forward if tricks.checkpointing else 0)  # which then runs again
+    operations = graph.operations + (_again(config, model, load, half) if tricks.checkpointing else 0.0)
     return _estimate(config, fleet, load.cells * operations, memory, half, advice)
 
 
@@ -161,8 +161,6 @@ class _Graph(NamedTuple):
     """What training does per padded token, with one rank of LoRA: operations, bytes kept; and how many weights."""
 
     operations: float
-    forward: float
-    """Of them, those of the forward pass: a third, or half where hardly a weight has a gradient."""
     kept: float
     trained: int
     frozen: int
@@ -182,10 +180,8 @@ def _count(config: TrainConfig, model: EmbeddingModel, load: Load, half: bool, r
         # Mixed precision keeps the sums between layers in float32, and what goes into products in bfloat16.
         wide = run_on_meta(model, load.width, load.slots, torch.float32, train=True)
         kept = (kept + wide.kept / wide.width) / 2
-    forward = run_on_meta(model, load.width, load.slots, torch.bfloat16 if half else torch.float32, train=False)
     return _Graph(
         operations=one.operations / one.width,
-        forward=forward.operations / forward.width,
         kept=kept,
         trained=sum(count for count, trained in sizes if trained),
         frozen=sum(count for count, trained in sizes if not trained),
@@ -193,6 +189,16 @@ def _count(config: TrainConfig, model: EmbeddingModel, load: Load, half: bool, r
         between=model.dim * (2 if half and not mixed else 4),
         embedded=sum(weight.numel() for weight in _embeddings(model) if not weight.requires_grad),
     )
+
+
+def _again(config: TrainConfig, model: EmbeddingModel, load: Load, half: bool) -> float:
+    """Returns the operations per padded token that gradient checkpointing does twice: the layers' forward pass.
+
+    A third of a step's; half where hardly a weight has a gradient.
+    """
+    model = with_lora(model, config, config.lora_rank) if config.lora_rank else model
+    one = run_on_meta(model, load.width, 0, torch.bfloat16 if half else torch.float32, train=False)
+    return one.operations / one.width
 
 
 def _training_memory(

@@ -1,6 +1,5 @@
 """What a job's configuration says in the words of transformers.TrainingArguments."""
 
-import importlib.util
 import math
 import os
 from pathlib import Path
@@ -10,10 +9,7 @@ from torch import Tensor
 from transformers import TrainingArguments
 
 from llara.config import TrainConfig
-from llara.errors import ConfigError, nearest
 from llara.loading import pick_device
-
-INTEGRATIONS = ("tensorboard", "wandb", "trackio")
 
 
 def training_arguments(
@@ -80,24 +76,3 @@ def precision(config: TrainConfig, weight: Tensor) -> str:
     """Returns how a run computes, for its identity: a run begun in one precision does not go on in another."""
     dtype = str(weight.dtype).removeprefix("torch.")
     return f"{dtype} in bfloat16" if mixed_precision(config, weight) else dtype
-
-
-def check_integrations(names: tuple[str, ...], offline: bool = False) -> None:
-    """Refuses a logging integration that is unknown or not installed, before anything starts.
-
-    Where a job is to stay off the network, Weights & Biases writes its run into a folder, for `wandb sync` to send.
-
-    Raises:
-        ConfigError: Names all of them, and how to install what is missing.
-    """
-    problems = []
-    for name in names:
-        if name not in INTEGRATIONS:
-            known = ", ".join(INTEGRATIONS)
-            problems.append(f"--report-to: {name!r} is not one of {known}{nearest(name, INTEGRATIONS)}")
-        elif importlib.util.find_spec(name) is None:
-            problems.append(f"--report-to: {name} is not installed; install it with: pip install {name}")
-    if problems:
-        raise ConfigError(problems)
-    if offline and "wandb" in names and os.environ.get("WANDB_MODE") != "disabled":
-        os.environ["WANDB_MODE"] = "offline"

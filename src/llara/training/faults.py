@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llara.config import TrainConfig
+from llara.errors import StorageError
 from llara.files import write_json_atomic
 
 NAMED = 8  # documents that a message names; a step may hold thousands
@@ -17,13 +18,20 @@ def not_finite(folder: Path, what: str, step: int, documents: Sequence[str], che
     """
     named, more = ", ".join(documents[:NAMED]), ""
     if len(documents) > NAMED:
-        write_json_atomic(folder / LISTED, {"what": what, "step": step, "documents": list(documents)})
-        more = f" and {len(documents) - NAMED:,} more, all listed in {folder / LISTED}"
+        more = f" and {len(documents) - NAMED:,} more, {_list(folder / LISTED, what, step, documents)}"
     left = f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet"
     return (
         f"the {what} at step {step}; nothing was updated with it, and {left}. "
         f"Lower --learning-rate, or look at the documents of that step: {named}{more}"
     )
+
+
+def _list(path: Path, what: str, step: int, documents: Sequence[str]) -> str:
+    try:
+        write_json_atomic(path, {"what": what, "step": step, "documents": list(documents)})
+    except StorageError as error:  # what stopped the run must be said, whatever the disk is like
+        return f"which could not be listed ({error})"
+    return f"all listed in {path}"
 
 
 def out_of_memory(config: TrainConfig, step: int, error: BaseException) -> str:

@@ -63,4 +63,4 @@ def rebuild(config: TrainConfig, model: EmbeddingModel, weights: Mapping[str, Te
 def _dtype(model: EmbeddingModel) -> Literal["float32", "bfloat16"]:
     """Returns the dtype to merge and save in: that of the run, but float32 where this CPU cannot compute in it."""
     ran = model.lm.get_input_embeddings().weight.dtype
-    return "bfloat16" if ran == torch.bfloat16 and probe_torch().bfloat16 == WORKS else "float32"
+    return "bfloat16" if ran == torch.bfloat16 and probe_torch()[2] == WORKS else "float32"

@@ -85,11 +85,12 @@ def merge_lora(model: EmbeddingModel | Reranker, peft_model: Any) -> None:
     """Adds the LoRA update and the rows of new tokens to the weights and removes their layers, in place.
 
     Raises:
-        ModelError: The update is zero or lost in rounding, so the result would be the base model.
+        ModelError: The update is zero or lost in rounding, so the result would be the base model; or PEFT did not add
+            it.
     """
     layers = [module for module in peft_model.modules() if isinstance(module, LoraLayer)]
     assert layers, "LoRA was injected"
-    lost, rows = _lost(layers)
+    lost, rows = _look_ahead(layers)
     dtype = str(model.lm.get_input_embeddings().weight.dtype).removeprefix("torch.")
     if not lost <= 0.99:  # nor where it is no number
         raise ModelError(
@@ -101,9 +102,7 @@ def merge_lora(model: EmbeddingModel | Reranker, peft_model: Any) -> None:
     model.lm = peft_model.merge_and_unload()
     missed = sum(not row.differs() for row in rows)
     if missed:
-        raise ModelError(
-            f"merging LoRA has left {missed} of {len(rows)} layers as they were: PEFT has not added theirs"
-        )
+        raise ModelError(f"merging LoRA has left {missed} of the {len(rows)} layers that it changes as they were")
     fix_rows(model.lm)
 
 
@@ -131,7 +130,7 @@ def _flat(weight: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _lost(layers: list[Any]) -> tuple[float, list[_Row]]:
+def _look_ahead(layers: list[Any]) -> tuple[float, list[_Row]]:
     """Returns the share of the update, of its norm, that merging loses in rounding: 1 where it leaves no trace at all.
 
     And of each layer that merging changes a row, to see afterwards whether it did. One layer's worth of memory.

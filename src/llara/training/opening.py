@@ -9,7 +9,8 @@ from llara.config import TrainConfig
 from llara.model import EmbeddingModel
 from llara.outputs import check_place
 from llara.reranker import Reranker
-from llara.training.arguments import check_integrations, precision
+from llara.training.arguments import precision
+from llara.training.integrations import check_integrations
 from llara.training.parallel import Ranks, join
 from llara.training.workspace import TrainResult, finished, identity_of
 
@@ -43,7 +44,7 @@ def open_run(
         ConfigError: An integration that is not installed, or a device that several processes cannot share.
         StorageError: The output holds something else, or cannot be made.
     """
-    check_integrations(config.report_to, config.offline)
+    check_integrations(config)
     check_place(config.output)
     ranks = join(config)
     torch.manual_seed(config.seed)

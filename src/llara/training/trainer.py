@@ -7,7 +7,6 @@ accumulation steps and processes).
 """
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,12 +23,13 @@ from llara.progress import note
 from llara.training import checkpoint
 from llara.training.arguments import mixed_precision, shards, training_arguments
 from llara.training.faults import not_finite, out_of_memory
+from llara.training.integrations import off_network
 from llara.training.layers import prepare_layers, release_layers
 from llara.training.parallel import Ranks, unreached
 from llara.training.prefetch import Prefetch
 from llara.training.saving import SavingTrainer
 from llara.training.sharding import close, is_sharded, layer_names, whole
-from llara.training.watch import VOLATILE, LogFile, Meter, Tally, Watcher, means, worst
+from llara.training.watch import VOLATILE, LogFile, Meter, Tally, Watcher, means, together
 
 Batch = dict[str, Any]
 Measure = Callable[[], dict[str, float]]
@@ -161,8 +161,7 @@ class JobTrainer(SavingTrainer):
         on_cpu = next(self.module.parameters()).device.type == "cpu"
         failure: BaseException | None = None
         try:
-            # Integrations print what they do to stdout, which belongs to data.
-            with keep_freed_memory(on_cpu), contextlib.redirect_stdout(sys.stderr):
+            with keep_freed_memory(on_cpu), off_network(self.config):
                 self.train(resume_from_checkpoint=str(self.resumed_from) if self.resumed_from else None)
         except BaseException as error:
             failure = error
@@ -312,9 +311,8 @@ class JobTrainer(SavingTrainer):
 
     def _watched(self) -> dict[str, float]:
         waited = self._prefetch.waited if self._prefetch is not None else 0.0
-        tallies = self.ranks.gather(self.tally.state())
-        tokens = sum(self.ranks.gather(self.meter.tokens))
-        values = means(self.tally.names, tallies) | worst(self.ranks.gather(self.meter.values(tokens, waited)))
+        found = self.ranks.gather((self.tally.state(), self.meter.values(waited)))
+        values = means(self.tally.names, [tally for tally, _ in found]) | together([meter for _, meter in found])
         self.tally.reset()
         if self.measure is not None and self.measures_now():
             self.module.eval()

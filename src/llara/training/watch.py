@@ -19,7 +19,7 @@ from llara.progress import Progress
 
 VOLATILE = ("tokens_per_second", "wait", "memory_gb")
 SHOWN = {"loss": "loss", "recall_ebae": "recall ebae", "recall_ebar": "recall ebar", "learning_rate": "lr"}
-BRANCH = "loss_"  # what the losses behind the whole one begin with
+PART = "loss_"  # what the losses behind the whole one begin with
 
 
 class Tally:
@@ -64,7 +64,7 @@ def means(names: Sequence[str], tallies: Sequence[Mapping[str, Any]]) -> dict[st
     for place, name in enumerate(names):
         count = sum(tally["counts"][place] for tally in tallies)
         if count:
-            values[f"{BRANCH}{name}"] = sum(tally["sums"][place] for tally in tallies) / count
+            values[f"{PART}{name}"] = sum(tally["sums"][place] for tally in tallies) / count
     cells = sum(tally["cells"] for tally in tallies)
     if cells:
         values["padding"] = 1.0 - sum(tally["tokens"] for tally in tallies) / cells
@@ -81,20 +81,20 @@ class Meter:
         """Starts a new stretch; `waited` counts the seconds that steps have waited for data since the run began."""
         self._began, self._waited, self.tokens = time.perf_counter(), waited, 0
 
-    def values(self, tokens: int, waited: float) -> dict[str, float]:
-        """Returns the values that `VOLATILE` names, over a stretch in which all processes trained `tokens` tokens."""
+    def values(self, waited: float) -> dict[str, float]:
+        """Returns the values that `VOLATILE` names, of this process."""
         seconds = max(time.perf_counter() - self._began, 1e-9)
         return {
-            "tokens_per_second": tokens / seconds,
+            "tokens_per_second": self.tokens / seconds,
             "wait": (waited - self._waited) / seconds,
             "memory_gb": peak_memory() / 2**30,
         }
 
 
-def worst(meters: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Returns what the slowest, the most starved and the fullest of all processes says; see `Meter.values`."""
-    most = {name: max(each[name] for each in meters) for name in VOLATILE}
-    return most | {"tokens_per_second": min(each["tokens_per_second"] for each in meters)}
+def together(meters: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Returns what all processes train, and what the one says that waits or holds most; see `Meter.values`."""
+    values = {name: max(each[name] for each in meters) for name in VOLATILE}
+    return values | {"tokens_per_second": sum(each["tokens_per_second"] for each in meters)}
 
 
 def peak_memory() -> int:
@@ -173,11 +173,11 @@ class Watcher(TrainerCallback):
 
 
 def _shown(entry: Mapping[str, Any]) -> dict[str, str]:
-    """Returns what the progress line says of a log entry; the losses of branches where there are several."""
-    branches = [key for key in entry if key.startswith(BRANCH)]
-    labels = {"loss": "loss", **({key: key.removeprefix(BRANCH) for key in branches} if len(branches) > 1 else {})}
+    """Returns what the progress line says of a log entry; the parts of a loss where it has several."""
+    parts = [key for key in entry if key.startswith(PART)]
+    labels = {"loss": "loss", **({key: key.removeprefix(PART) for key in parts} if len(parts) > 1 else {})}
     shown = {label: f"{entry[key]:.4g}" for key, label in (labels | SHOWN).items() if key in entry}
     shown["tokens/s"] = f"{entry['tokens_per_second']:,.0f}"
     if "padding" in entry:
         shown["padding"] = f"{entry['padding']:.1%}"
-    return shown | {"waiting": f"{entry['wait']:.1%}", "GB": f"{entry['memory_gb']:.2f}"}
+    return shown | {"waiting": f"{entry['wait']:.1%}", "memory": f"{entry['memory_gb']:.2f} GB"}

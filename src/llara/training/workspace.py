@@ -19,6 +19,7 @@ from llara.files import (
     LOCK,
     FolderLock,
     claim_output,
+    disk_errors,
     json_bytes,
     publish_folder,
     read_json,
@@ -123,8 +124,8 @@ class Workspace:
         self._lock.__enter__()
         try:
             self._forget_beginnings()
-            self._take_back_curves()
-            claim_output(self.folder, self.identity, f"unfinished training ({self.identity['stage']})")
+            if claim_output(self.folder, self.identity, f"unfinished training ({self.identity['stage']})"):
+                self._take_back_curves()
             save_config(self.folder, self.config)
         except BaseException:
             self._lock.__exit__()
@@ -150,7 +151,8 @@ class Workspace:
         """Puts back what TensorBoard shows, where a run was killed after moving it into a model that got no name."""
         moved = self.folder / "model" / CURVES
         if moved.is_dir() and not (self.folder / CURVES).exists():
-            moved.rename(self.folder / CURVES)
+            with disk_errors(self.folder):
+                moved.rename(self.folder / CURVES)
 
     def publish(self, model: EmbeddingModel | Reranker, steps: int, log: Mapping[str, float]) -> TrainResult:
         """Saves the model with its settings and log, gives it its final name, and removes the work folder."""
