@@ -4,8 +4,8 @@
 
 A step is forward, backward, clipping and AdamW over 32 texts of 128 tokens (8 under the vocabulary of 128k). The
 reference step is written as the released LLARA code goes about it: one pass under a dense float mask, float32 logits of
-every position, and a loop over texts for the targets, all through torch's own products. Both give the same losses,
-which is checked first. Each side runs in a process of its own, and they take turns, so that a busy moment of the
+every position, and a loop over texts for the targets, through torch's own products (or, with `--reference-products
+ours`, through those that we take). Both give the same losses, which is checked first. Each side runs in a process of its own, and they take turns, so that a busy moment of the
 machine hits all of them; on a machine that stays busy, `--clock cpu --threads 1` counts processor time instead. The
 last line is one JSON object.
 """
@@ -239,7 +239,7 @@ def shares(bench: Bench, lm_weight: float) -> dict[str, float]:
     return {kind: round(seconds / whole, 4) for kind, seconds in spent.items()}
 
 
-def open_side(name: str, shape: str, template: str, budget: int | None, compiled: bool) -> Step:
+def open_side(name: str, shape: str, template: str, budget: int | None, compiled: bool, products: str) -> Step:
     """Returns the step of one side, for a process of its own."""
     bench = Bench(shape, template, budget)
     if name.startswith("ours"):
@@ -247,7 +247,7 @@ def open_side(name: str, shape: str, template: str, budget: int | None, compiled
         if compiled:
             compile_layers(AdaptModule(bench.model, bench.prompts, bench.plan(0.0)), shape)
     if name.startswith("reference"):
-        leave_onednn(bench.model.lm)
+        (leave_onednn if products == "torch" else use_onednn)(bench.model.lm)
     elif not compiled:
         use_onednn(bench.model.lm.base_model)
     step = bench.sides()[name]
@@ -256,7 +256,7 @@ def open_side(name: str, shape: str, template: str, budget: int | None, compiled
 
 def times(shape: str, options: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str, float], float]:
     """Returns each side's seconds per step and its memory, the sides taking turns, and the matrix rate between them."""
-    settings = (shape, options.template, options.token_budget, options.compile)
+    settings = (shape, options.template, options.token_budget, options.compile, options.reference_products)
     sides = {name: Side(open_side, name, *settings, threads=options.threads) for name in (*SIDES, "trunk")}
     taken: dict[str, list[float]] = {name: [] for name in sides}
     rates = []
@@ -330,6 +330,9 @@ def main() -> None:
     parser.add_argument("--template", choices=("paper", "release"), default="paper")
     parser.add_argument("--token-budget", type=int, help="tokens of a forward pass; default: as in training")
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
+    parser.add_argument(
+        "--reference-products", choices=("torch", "ours"), default="torch", help="ours: oneDNN's, where we take them"
+    )
     parser.add_argument("--compile", action="store_true", help="our side with a compiled trunk")
     options = parser.parse_args()
     load_template(options.template)
