@@ -5,9 +5,9 @@
 A step is forward, backward, clipping and AdamW over 32 texts of 128 tokens (8 under the vocabulary of 128k). The
 reference step is written as the released LLARA code goes about it: one pass under a dense float mask, float32 logits of
 every position, and a loop over texts for the targets, through torch's own products (or, with `--reference-products
-ours`, through those that we take). Both give the same losses, which is checked first. Each side runs in a process of its own, and they take turns, so that a busy moment of the
-machine hits all of them; on a machine that stays busy, `--clock cpu --threads 1` counts processor time instead. The
-last line is one JSON object.
+ours`, through those that we take). Both give the same losses, which is checked first. Each side runs in a process of
+its own, and they take turns, so that a busy moment of the machine hits all of them; on a machine that stays busy,
+`--clock cpu --threads 1` counts processor time instead. The last line is one JSON object.
 """
 
 import argparse
