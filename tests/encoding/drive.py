@@ -21,7 +21,8 @@ class Telling(HarmfulProcesses):
             yield number, message
             if not self.told and "Progressed" in type(message).__name__:
                 self.told = True
-                print(*(worker.process.pid for worker in self._workers.values()), flush=True)
+                # Of the process itself: while a job runs, what is printed goes to stderr.
+                print(*(worker.process.pid for worker in self._workers.values()), file=sys.__stdout__, flush=True)
 
 
 if __name__ == "__main__":
