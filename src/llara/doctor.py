@@ -17,7 +17,7 @@ from pathlib import Path
 from llara.config import JobConfig
 from llara.errors import StorageError
 from llara.files import durability_notes, write_atomic
-from llara.hardware import cores, memory_bytes, probe_torch
+from llara.hardware import PROBE_SECONDS, cores, memory_bytes, probe_torch
 
 PACKAGES = (
     "llara", "torch", "transformers", "tokenizers", "accelerate", "peft", "safetensors", "huggingface_hub", "numpy",
@@ -95,7 +95,10 @@ def doctor(config: JobConfig) -> DoctorReport:
 
 def _products() -> str:
     """Asks `llara.onednn` in a child process: it tries a product."""
-    child = subprocess.run([sys.executable, "-c", PRODUCTS], capture_output=True, text=True, check=False)
+    try:
+        child = subprocess.run([sys.executable, "-c", PRODUCTS], capture_output=True, text=True, timeout=PROBE_SECONDS)
+    except subprocess.TimeoutExpired:
+        return "unknown"
     return child.stdout.strip() or "unknown"
 
 
