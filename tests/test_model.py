@@ -1,4 +1,3 @@
-import weakref
 from typing import Any
 
 import pytest
@@ -10,6 +9,7 @@ from llara.model import EmbeddingModel
 from llara.pooling import slot_states
 from llara.templates import RELEASE, REPLLAMA
 from tests import tiny
+from tests.kept import refuse_kept
 
 TEXTS = [*tiny.TEXT, "", "short", "漢字 </s>", tiny.TEXT[0] * 6]
 
@@ -81,16 +81,8 @@ def test_on_batch_counts_every_row_once() -> None:
 
 def test_no_batch_leaves_a_block_of_its_own_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     # Kept until the end, each lies where the states of its batch were: encoding 5,183 passages grew by 840 MB.
-    model, pooled = tiny.model("llama"), list[weakref.ref[torch.Tensor]]()
-    original = model.pool
-
-    def pool(*arguments: Any) -> torch.Tensor:
-        assert [each() for each in pooled] == [None] * len(pooled)
-        vectors = original(*arguments)
-        pooled.append(weakref.ref(vectors))
-        return vectors
-
-    monkeypatch.setattr(model, "pool", pool)
+    model = tiny.model("llama")
+    pooled = refuse_kept(monkeypatch, model, "pool")
     rows = [[20] * length for length in (3, 9, 4, 8, 1, 7)]
     embed(model, rows, 1, 18)
     assert len(pooled) == 3

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from llara.pairs import RANKLLAMA_V1
 from llara.reranker import Reranker, load_reranker
 from llara.verify import verify
 from tests import tiny
+from tests.kept import refuse_kept
 from tests.tiny_reranker import classifier, reranker, save_adapter, save_published
 
 QUERIES = ["why is the sky blue", "read a file", "why is the sky blue", "x"]
@@ -207,15 +207,7 @@ def test_gradients_reach_trunk_and_head() -> None:
 
 
 def test_no_batch_leaves_a_block_of_its_own_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, scored = reranker("llama"), list[weakref.ref[torch.Tensor]]()
-    original = model.logits_of
-
-    def logits_of(*arguments: Any) -> torch.Tensor:
-        assert [each() for each in scored] == [None] * len(scored)
-        scores = original(*arguments)
-        scored.append(weakref.ref(scores))
-        return scores
-
-    monkeypatch.setattr(model, "logits_of", logits_of)
+    model = reranker("llama")
+    scored = refuse_kept(monkeypatch, model, "logits_of")
     model.score(QUERIES, DOCUMENTS, token_budget=1)
     assert len(scored) == len(QUERIES)
