@@ -64,6 +64,11 @@ class Plan:
     def results(self) -> Path:
         return ROOT / "benchmarks" / "results" / self.name
 
+    def documents(self, arm: str) -> dict[str, int]:
+        """Returns of which source how many documents an arm adapts on."""
+        counts = {**self.data, **self.arms[arm].get("documents", {})}
+        return {key: count for key, count in counts.items() if key.endswith("_documents")}
+
     def result(self, arm: str, seed: int) -> Path:
         return self.results / f"{arm}-{seed}.json"
 
@@ -78,13 +83,20 @@ def read_plan(path: Path) -> Plan:
 
 def prepare(plan: Plan) -> Path:
     """Writes the text to adapt on, the training pairs, and the documentation strings; once."""
+    folder = plan.work / "data"
+    if not (folder / "data.json").is_file():
+        _write_shared(folder, plan)
+    for arm, changes in plan.arms.items():
+        if "documents" in changes and not (text := folder / f"text-{arm}.jsonl").is_file():
+            _write(text, _text(folder, plan.documents(arm)))
+    return folder
+
+
+def _write_shared(folder: Path, plan: Plan) -> None:
+    """Writes what all arms share, and last the digests of these files."""
     from llara.demo import Size, write_data
     from llara.files import write_json_atomic
 
-    folder = plan.work / "data"
-    record = folder / "data.json"
-    if record.is_file():
-        return folder
     folder.mkdir(parents=True, exist_ok=True)
     write_data(folder / "docs", Size(pairs=PAIRS, queries=QUERIES, chunks=None, packages=PACKAGES), seed=0)
     _write(folder / "text.jsonl", _text(folder, plan.data))
@@ -94,8 +106,7 @@ def prepare(plan: Plan) -> Path:
         _write_part(folder / "medquad", plan.split, plan.data["medquad_distractors"])
         files.append(folder / "medquad" / "corpus.jsonl")
     digests = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    write_json_atomic(record, digests)
-    return folder
+    write_json_atomic(folder / "data.json", digests)
 
 
 def collections(folder: Path) -> dict[str, Path]:
@@ -178,10 +189,11 @@ def configs(plan: Plan, arm: str, seed: int) -> "tuple[AdaptConfig | None, Finet
     folder, data = plan.work / f"{arm}-{seed}", plan.work / "data"
     common: dict[str, Any] = {"device": "cpu", "seed": seed, "save_every": 50, "keep": 1, "offline": True}
     changes = dict(plan.arms[arm])
+    text = data / ("text.jsonl" if changes.pop("documents", None) is None else f"text-{arm}.jsonl")
     adapt = None
     if changes.pop("adapt", True):
         settings = {**common, **plan.adapt, **changes}
-        adapt = AdaptConfig(model="mini", corpus=(data / "text.jsonl",), output=folder / "base", **settings)
+        adapt = AdaptConfig(model="mini", corpus=(text,), output=folder / "base", **settings)
     base = "mini" if adapt is None else str(adapt.output)
     settings = {**common, **plan.finetune, "template": changes.get("template", "paper")}
     return adapt, FinetuneConfig(model=base, train=(data / "train.jsonl",), output=folder / "model", **settings)
@@ -215,7 +227,7 @@ def run_cell(plan: Plan, arm: str, seed: int, *, keep: bool) -> None:
         measured[name] = measure(folder / name, path, plan.split)
         seconds[f"measure {name}"] = time.monotonic() - began
     settings = {
-        "adapt": adapt_config and portable(to_plain(adapt_config)),
+        "adapt": adapt_config and {**portable(to_plain(adapt_config)), "documents": plan.documents(arm)},
         "finetune": portable(to_plain(finetune_config)),
     }
     made = {"commit": commit(), "date": datetime.date.today().isoformat(), "hardware": hardware()}

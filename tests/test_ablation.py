@@ -39,6 +39,21 @@ def test_arms_share_their_fine_tuning() -> None:
     assert all(stage == stages[0] for stage in stages)
 
 
+def test_an_arm_with_documents_of_its_own_adapts_on_them_and_no_other_does() -> None:
+    import ablation
+
+    plan = ablation.read_plan(RECIPES / "ablation_dev.toml")
+    own = {arm for arm, changes in plan.arms.items() if "documents" in changes}
+    assert own
+    for arm in plan.arms:
+        adapt, finetune = ablation.configs(plan, arm, 1)
+        assert [path.name for path in finetune.train] == ["train.jsonl"]
+        if adapt is not None:
+            assert [path.name for path in adapt.corpus] == [f"text-{arm}.jsonl" if arm in own else "text.jsonl"]
+        assert set(plan.documents(arm)) == set(plan.documents("none"))
+        assert (plan.documents(arm) == plan.documents("none")) == (arm not in own)
+
+
 def test_a_sample_takes_all_rows_as_often_as_they_fit() -> None:
     import ablation
 
