@@ -100,7 +100,11 @@ RERANK: dict[str, Any] = {"model": "m", "run": OUT, "queries": OUT, "output": OU
         ),
         (AdaptConfig, {**ADAPT, "chunk_length": 8}, "--min-chunk-length: 16 is more than --chunk-length 8, so"),
         (AdaptConfig, {**ADAPT, "loss_scale": 0.0}, "--loss-scale: 0 leaves nothing to train on without --lm-weight"),
-        (AdaptConfig, {**ADAPT, "language": "german"}, "--language: goes with --targets no-stopwords"),
+        (
+            AdaptConfig,
+            {**ADAPT, "targets": "idf", "language": "german"},
+            "--language: goes with --targets no-stopwords",
+        ),
         (AdaptConfig, {**ADAPT, "epochs": 0.0}, "--epochs: must be above 0, got 0.0"),
         (AdaptConfig, {**ADAPT, "seed": 2**32}, "--seed: must be between 0 and 4294967295, got 4294967296"),
         (AdaptConfig, {**ADAPT, "lora_alpha": 64}, "--lora-alpha: goes with --lora-rank"),
@@ -136,7 +140,7 @@ def test_settings_that_cannot_be_right_together(make: Any, values: dict[str, Any
     [
         (AdaptConfig, {**ADAPT, "chunk_length": 16}),
         (AdaptConfig, {**ADAPT, "loss_scale": 0.0, "lm_weight": 1.0}),
-        (AdaptConfig, {**ADAPT, "language": "german", "targets": "no-stopwords"}),
+        (AdaptConfig, {**ADAPT, "language": "german"}),
         (AdaptConfig, {**ADAPT, "lora_rank": 4, "lora_alpha": 64, "lora_dropout": 0.0, "lora_modules": ("q_proj",)}),
         (config.RerankConfig, {**RERANK, "query_length": 40}),
     ],

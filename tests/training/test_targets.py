@@ -1,6 +1,7 @@
 """What each token weighs as a target: stop words and punctuation nothing, rare tokens more."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -89,17 +90,33 @@ def test_inverse_document_frequency_is_never_negative() -> None:
     assert found.dtype == np.float32
 
 
-def test_a_corpus_in_which_no_token_tells_documents_apart_is_refused(tmp_path: Path) -> None:
-    corpus = write_lines(tmp_path / "c.jsonl", [{"_id": "1", "text": "the sky is blue"}])
-    config = adapt_config(Path("base"), corpus, tmp_path / "out", min_chunk_length=1, targets="idf")
-    store = prepare_chunks(tmp_path / "chunks", config, tiny.model())
-    with pytest.raises(DataError, match=r"c.jsonl: every token stands in every document, so --targets idf leaves none"):
-        target_weights(config, tiny.tokenizer(), store)
+@pytest.mark.parametrize(
+    ("targets", "text", "reason"),
+    [
+        ("idf", "the sky is blue", "every token stands in every document"),
+        ("no-stopwords", "it is, and he was not.", "every token is a stop word or punctuation"),
+    ],
+)
+def test_a_corpus_without_a_token_to_name_is_refused(
+    tmp_path: Path, words: PreTrainedTokenizerFast, targets: str, text: str, reason: str
+) -> None:
+    corpus = write_lines(tmp_path / "c.jsonl", [{"_id": "1", "text": text}])
+    config = adapt_config(Path("base"), corpus, tmp_path / "out", min_chunk_length=1, targets=targets)
+    store = prepare_chunks(tmp_path / "chunks", config, tiny.model(words=words))
+    told = f"c.jsonl: {reason}, so --targets {targets} leaves none; take --targets unique"
+    with pytest.raises(DataError, match=re.escape(told)):
+        target_weights(config, words, store)
+
+
+def test_language_modelling_has_no_targets_to_weigh(tmp_path: Path) -> None:
+    config, store = prepared(tmp_path, objective="lm")
+    assert config.targets == "no-stopwords"
+    assert target_weights(config, tiny.tokenizer(), store) is None
 
 
 @pytest.mark.parametrize("targets", ["no-stopwords", "idf"])
 def test_a_model_is_trained_with_weighted_targets(base: Path, tmp_path: Path, targets: str) -> None:
     corpus = write_text(tmp_path / "c.jsonl", documents=30)
     log = adapt(adapt_config(base, corpus, tmp_path / "out", targets=targets, steps=2)).log
-    plain = adapt(adapt_config(base, corpus, tmp_path / "plain", steps=2)).log
+    plain = adapt(adapt_config(base, corpus, tmp_path / "plain", targets="unique", steps=2)).log
     assert math.isfinite(log["loss_ebae"]) and log["loss_ebae"] != plain["loss_ebae"]

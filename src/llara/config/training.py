@@ -124,11 +124,12 @@ class AdaptConfig(TrainConfig):
     """Train on a seeded sample of this many chunks."""
     held_out: int = 64
     """Chunks, in whole documents, that are not trained on but measured; at most a tenth of the corpus. 0: none."""
-    targets: Literal["unique", "all", "no-stopwords", "idf"] = "unique"
-    """unique: the set of tokens of the target text; all: every token, repeats counted; no-stopwords: the set without
-    stop words and punctuation; idf: the set, each token weighted by how few documents of the corpus hold it."""
+    targets: Literal["no-stopwords", "unique", "all", "idf"] = "no-stopwords"
+    """no-stopwords: the set of tokens of the target text, without stop words and punctuation; unique: the whole set,
+    as published; all: every token, repeats counted; idf: the set, each token weighted by how few documents of the
+    corpus hold it."""
     language: str = "english"
-    """Language of the stop words of --targets no-stopwords."""
+    """Language of the stop words of --targets no-stopwords; a corpus in another loses its punctuation alone."""
     loss_scale: float | None = None
     """Factor on the EBAE and EBAR losses; default: the template's (paper 1, release 0.1)."""
     lm_weight: float = 0.0

@@ -19,17 +19,21 @@ def target_weights(config: AdaptConfig, tokenizer: Any, chunks: ChunkStore) -> W
 
     Raises:
         ConfigError: No list of stop words is known for `config.language`.
-        DataError: With `idf`, every token of the corpus stands in every document.
+        DataError: No token of the corpus weighs anything.
     """
+    frequency = chunks.document_frequency
+    if config.objective == "lm" or config.targets in ("unique", "all"):
+        return None
     if config.targets == "no-stopwords":
-        return without_stop_words(tokenizer, stop_words(config.language), len(chunks.document_frequency))
-    if config.targets == "idf":
-        weights = inverse_document_frequency(chunks.document_frequency, chunks.documents)
-        if not weights[chunks.document_frequency > 0].any():
-            reason = "every token stands in every document, so --targets idf leaves none"
-            raise DataError(", ".join(map(str, config.corpus)), None, reason)
-        return weights
-    return None
+        weights = without_stop_words(tokenizer, stop_words(config.language), len(frequency))
+        reason = "every token is a stop word or punctuation"
+    else:
+        weights = inverse_document_frequency(frequency, chunks.documents)
+        reason = "every token stands in every document"
+    if not weights[frequency > 0].any():
+        reason = f"{reason}, so --targets {config.targets} leaves none; take --targets unique"
+        raise DataError(", ".join(map(str, config.corpus)), None, reason)
+    return weights
 
 
 def stop_words(language: str) -> frozenset[str]:
