@@ -19,7 +19,7 @@ import torch
 from llara.config import AdaptConfig
 from llara.errors import LlaraError
 from llara.training.adapt import adapt
-from llara.training.parallel import Ranks, join
+from llara.training.parallel import Ranks, join, leave
 from llara.training.trainer import JobTrainer
 from tests.training.helpers import adapt_config
 from tests.training.processes import fork_ranks
@@ -78,6 +78,14 @@ def run(config: AdaptConfig, seen: Path, killed: int | None = None) -> None:
     JobTrainer.training_step = training_step  # type: ignore[method-assign]
     result = adapt(config)
     (seen / f"result-{rank}.json").write_text(json.dumps([str(result.output), result.steps, dict(result.log)]))
+    during = threads()
+    leave()
+    (seen / f"threads-{rank}.json").write_text(json.dumps([during, threads()]))
+
+
+def threads() -> list[str]:
+    """What this process's threads are called, those of libraries among them; Linux only."""
+    return [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
 
 
 def main() -> None:

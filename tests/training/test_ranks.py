@@ -88,6 +88,13 @@ def test_two_processes_make_the_model_of_one(made: Path) -> None:
     assert told[0] == told[1]
 
 
+def test_no_thread_of_the_exchange_outlives_a_run(made: Path) -> None:
+    for rank in (0, 1):
+        during, after = json.loads((made / "together" / f"threads-{rank}.json").read_text())
+        assert any("gloo" in name for name in during)
+        assert after and not any("gloo" in name for name in after)
+
+
 def test_a_process_that_is_killed_takes_the_run_with_it_and_the_next_run_goes_on(made: Path) -> None:
     for name in ("model.safetensors", "training.json"):
         assert record(made / "killed" / "model" / name) == record(made / "together" / "model" / name)

@@ -6,6 +6,7 @@ group of its own, on the CPU and without the usual timeout; gradients have the d
 """
 
 import atexit
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -136,11 +137,25 @@ def _waiting_group() -> Any:
     global _group
     if _group is None:
         _group = dist.new_group(backend="gloo", timeout=PATIENCE)
-        atexit.register(dist.destroy_process_group)
+        atexit.register(leave)
     return _group
 
 
 _group: Any = None
+
+
+def leave() -> None:
+    """Ends the process groups and their threads; called when the process ends, while Python still runs.
+
+    Gloo's threads let go of what was last exchanged when they come to it, and take the interpreter to do so. One that
+    came too late found none and aborted a process whose work was done and published (pytorch/pytorch#179291). A group's
+    threads end with the last that holds it: this module, and wrapped models, which hold themselves, too.
+    """
+    global _group
+    _group = None
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+    gc.collect()
 
 
 def unreached(module: nn.Module, *inputs: Any) -> list[str]:
