@@ -129,7 +129,8 @@ class AdaptConfig(TrainConfig):
     as published; all: every token, repeats counted; idf: the set, each token weighted by how few documents of the
     corpus hold it."""
     language: str = "english"
-    """Language of the stop words of --targets no-stopwords; a corpus in another loses its punctuation alone."""
+    """Language of the stop words of --targets no-stopwords. A corpus in another loses its punctuation, and words that
+    are spelled like one of them."""
     loss_scale: float | None = None
     """Factor on the EBAE and EBAR losses; default: the template's (paper 1, release 0.1)."""
     lm_weight: float = 0.0

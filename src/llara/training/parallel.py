@@ -153,7 +153,7 @@ def leave() -> None:
     """
     global _group
     _group = None
-    if dist.is_available() and dist.is_initialized():
+    if dist.is_initialized():
         dist.destroy_process_group()
     gc.collect()
 
